@@ -1,0 +1,30 @@
+"""Everything `slm_core` raises on purpose.
+
+SlmCoreError
+├── CheckpointError      a checkpoint directory that is missing, incomplete or of another shape
+├── InvalidParams        a sampling parameter out of range; also a ValueError
+└── PromptTooLong        prompt and max_tokens do not fit the context; also a ValueError
+"""
+
+
+class SlmCoreError(Exception):
+    """Root of this package's errors."""
+
+
+class CheckpointError(SlmCoreError):
+    pass
+
+
+class InvalidParams(SlmCoreError, ValueError):
+    pass
+
+
+class PromptTooLong(SlmCoreError, ValueError):
+    def __init__(self, prompt_tokens: int, max_tokens: int, context_length: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.context_length = context_length
+        super().__init__(
+            f"prompt of {prompt_tokens} tokens and max_tokens {max_tokens} make "
+            f"{prompt_tokens + max_tokens}, but the context holds {context_length}"
+        )

@@ -1,0 +1,104 @@
+"""The GPT as a plain PyTorch module, for training and as the reference that the engine must equal.
+
+Knows nothing of caches, slots, sampling or files.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slm_core.config import GPTConfig
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, time, width = x.shape
+        qkv = self.c_attn(x).view(batch, time, 3, self.n_head, width // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        return cast(Tensor, self.c_proj(y.transpose(1, 2).reshape(batch, time, width)))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.attn(self.ln_1(x)))
+        return cast(Tensor, x + self.drop(self.mlp(self.ln_2(x))))
+
+
+class GPT(nn.Module):
+    """A GPT-2 shaped language model.
+
+    Parameters carry GPT-2's names; linear weights are [out, in], where transformers' Conv1D is
+    [in, out].
+    The output head is the token embedding (Press & Wolf, 2017).
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.context_length, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.apply(self._initialise)
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):  # residual scaling, GPT-2 section 2.3
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    @staticmethod
+    def _initialise(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Final hidden states [batch, time, n_embd] of token ids [batch, time]."""
+        if ids.shape[1] > self.config.context_length:
+            raise ValueError(
+                f"{ids.shape[1]} tokens, but the context holds {self.config.context_length}"
+            )
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        x = self.drop(self.wte(ids) + self.wpe(positions))
+        for block in self.h:
+            x = block(x)
+        return cast(Tensor, self.ln_f(x))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits [batch, time, vocab_size] of token ids [batch, time]."""
+        return F.linear(self.hidden(ids), self.wte.weight)
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())

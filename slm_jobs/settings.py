@@ -1,0 +1,56 @@
+"""Every setting of api and worker, from environment variables `SLM_*`."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PACKAGED_MANIFEST = Path(__file__).with_name("models.toml")
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="SLM_", env_ignore_empty=True, frozen=True)
+
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="Redis for jobs and for Celery's tickets."
+    )
+    redis_timeout_seconds: float = Field(
+        2.0, gt=0, description="Longest wait for one Redis command; then the api answers 503."
+    )
+    models_file: Path = Field(
+        PACKAGED_MANIFEST, description="Manifest of the models to serve (TOML)."
+    )
+    lease_seconds: float = Field(
+        15.0,
+        gt=0,
+        description="A running job goes back to the queue this long after its worker fell silent.",
+    )
+    max_crashes: int = Field(
+        3, ge=1, description="Lost leases after which a job fails with `attempts_exhausted`."
+    )
+    job_ttl_seconds: int = Field(
+        86_400, ge=1, description="How long an ended job's record is kept."
+    )
+    slots: int = Field(64, ge=1, le=4096, description="Sequences that a worker decodes at once.")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of a worker's engine; default: all cores."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where a worker decodes.")
+    slice_seconds: float = Field(
+        30.0, gt=0, description="How long a ticket claims work before it makes room for another."
+    )
+    drain_seconds: float = Field(
+        20.0, ge=0, description="Grace after SIGTERM: running jobs may end, then are handed back."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe log records to print."
+    )
+
+    @cached_property
+    def heartbeat_seconds(self) -> float:
+        """Three signs of life fit into a lease."""
+        return self.lease_seconds / 3
