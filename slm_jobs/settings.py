@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     slice_seconds: float = Field(
         30.0, gt=0, description="How long a ticket claims work before it makes room for another."
     )
+    job_timeout_seconds: float = Field(
+        900.0, gt=0, description="A job that runs longer fails with `job_timeout`."
+    )
     drain_seconds: float = Field(
         20.0, ge=0, description="Grace after SIGTERM: running jobs may end, then are handed back."
     )

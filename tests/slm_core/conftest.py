@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slm_core import GPT, GPTConfig
+
+
+def random_model(config: GPTConfig, seed: int = 0) -> GPT:
+    """Random weights large enough that greedy text is not one token repeated."""
+    torch.manual_seed(seed)
+    model = GPT(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def model() -> GPT:
+    return random_model(GPTConfig(n_layer=2, n_head=2, n_embd=64, context_length=128))

@@ -1,0 +1,186 @@
+"""The engine against a naive twin that has no cache, no padding and no batch."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm_core import GPT, Completion, Engine, GPTConfig, SamplingParams
+from slm_core.errors import InvalidParams, PromptTooLong
+from tests.slm_core.conftest import random_model
+
+EOS = 50256
+
+
+@torch.no_grad()
+def naive_greedy(model: GPT, prompt: list[int], max_tokens: int) -> list[int]:
+    ids = list(prompt)
+    while len(ids) < len(prompt) + max_tokens:
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def random_prompts(
+    count: int, lengths: list[int], seed: int = 0, vocab: int = 50257
+) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(vocab) for _ in range(rng.choice(lengths))] for _ in range(count)]
+
+
+def greedy(max_tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "slots"),
+    [
+        (GPTConfig(n_layer=2, n_head=2, n_embd=64, context_length=128), 8),
+        (GPTConfig(n_layer=1, n_head=1, n_embd=32, context_length=100, vocab_size=300), 5),
+        (GPTConfig(n_layer=3, n_head=4, n_embd=128, context_length=64, vocab_size=1000), 1),
+        (GPTConfig(n_layer=2, n_head=3, n_embd=96, context_length=70, vocab_size=50), 64),
+    ],
+)
+def test_greedy_equals_the_naive_loop(config: GPTConfig, slots: int) -> None:
+    model = random_model(config, seed=slots)
+    engine = Engine(model, slots=slots)
+    lengths = [n for n in (1, 2, 15, 16, 17, 33, 63, 64, 65, 90) if n + 6 <= config.context_length]
+    prompts = random_prompts(3 * slots if slots < 64 else 20, lengths, vocab=config.vocab_size)
+    budgets = [1 + i % 6 for i in range(len(prompts))]
+    completions = engine.generate(prompts, [greedy(n) for n in budgets])
+    for prompt, budget, completion in zip(prompts, budgets, completions, strict=True):
+        assert completion.token_ids == naive_greedy(model, prompt, budget)
+        assert completion.finish_reason == "length"
+
+
+def test_a_prompt_may_fill_the_context_to_the_last_token(model: GPT) -> None:
+    engine = Engine(model, slots=2)
+    length = model.config.context_length
+    for prompt_tokens in (1, length - 1):
+        [prompt] = random_prompts(1, [prompt_tokens])
+        budget = length - prompt_tokens
+        [completion] = engine.generate([prompt], greedy(budget))
+        assert completion.token_ids == naive_greedy(model, prompt, budget)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(model: GPT) -> None:
+    engine = Engine(model, slots=2)
+    with pytest.raises(PromptTooLong, match=r"100 tokens and max_tokens 29 make 129.* holds 128"):
+        engine.generate([[1], [1] * 100], greedy(29))
+    assert not engine.has_work
+
+
+@pytest.mark.parametrize("prompt", ["", [], [50257], [-1]])
+def test_bad_prompts_are_refused(model: GPT, prompt: str | list[int]) -> None:
+    with pytest.raises(InvalidParams):
+        Engine(model, slots=1).add(prompt, greedy(1))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_the_same_seed_gives_the_same_text_in_any_company(model: GPT, data: st.DataObject) -> None:
+    """Alone or among others, in few slots or many, with one thread or two: bitwise the same."""
+    count = data.draw(st.integers(1, 24), label="prompts")
+    slots = data.draw(st.sampled_from([1, 3, 8, 13, 64]), label="slots")
+    threads = data.draw(st.sampled_from([1, 2]), label="threads")
+    rng = random.Random(count)
+    prompts = random_prompts(count, [1, 5, 16, 30, 64, 70], seed=count)
+    params = [
+        SamplingParams(
+            max_tokens=rng.choice([1, 7, 20]),
+            temperature=rng.choice([0.0, 0.7, 1.3]),
+            top_k=rng.choice([1, 5, 40, 64, 65, 200, None]),
+            top_p=rng.choice([0.5, 0.95, 1.0]),
+            seed=rng.randrange(2**63),
+            ignore_eos=True,
+        )
+        for _ in prompts
+    ]
+    alone = Engine(model, slots=1)
+    expected = [alone.generate([p], q)[0] for p, q in zip(prompts, params, strict=True)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert Engine(model, slots=slots).generate(prompts, params) == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_seeds_differ_and_a_missing_seed_is_drawn(model: GPT) -> None:
+    engine = Engine(model, slots=8)
+    texts = {
+        tuple(engine.generate([[1, 2, 3]], SamplingParams(max_tokens=8, seed=seed))[0].token_ids)
+        for seed in (1, 2, 3, None, None)
+    }
+    assert len(texts) == 5
+
+
+def test_end_of_text_stops_and_is_not_part_of_the_text() -> None:
+    model = random_model(GPTConfig(n_layer=1, n_head=1, n_embd=16, context_length=32))
+    with torch.no_grad():  # make end-of-text the likeliest everywhere
+        model.ln_f.weight.zero_()
+        model.ln_f.bias.copy_(model.wte.weight[EOS])
+        model.wte.weight[EOS] *= 10
+    engine = Engine(model, slots=2)
+    [stopped] = engine.generate("Once", SamplingParams(max_tokens=5, temperature=0))
+    assert (stopped.text, stopped.token_ids, stopped.finish_reason) == ("", [], "stop")
+    assert stopped.usage.total_tokens == 1
+    [ignored] = engine.generate("Once", greedy(5))
+    assert ignored.token_ids == [EOS] * 5
+    assert ignored.finish_reason == "length"
+
+
+def test_a_stop_string_is_cut_and_costs_nobody_else(model: GPT) -> None:
+    engine = Engine(model, slots=4)
+    [free] = engine.generate("Once", greedy(20))
+    stop = free.text[9:14]
+    expected = free.text[: free.text.index(stop)]
+    params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, stop=("§§", stop))
+    stopped, mate = engine.generate(["Once", "Once"], [params, greedy(20)])
+    assert (stopped.text, stopped.finish_reason) == (expected, "stop")
+    assert len(stopped.token_ids) < 20
+    assert mate == free
+
+
+def test_cancel_keeps_the_partial_text_and_frees_the_slot(model: GPT) -> None:
+    engine = Engine(model, slots=1)
+    first, second = engine.add("Once", greedy(50)), engine.add("Twice", greedy(3))
+    for _ in range(5):
+        engine.step()
+    engine.cancel(first)
+    engine.cancel(12345)
+    done: dict[int, Completion] = {}
+    while engine.has_work:
+        done.update((e.sequence, e.completion) for e in engine.step() if e.completion)
+    assert done[first].finish_reason == "cancelled"
+    assert 5 <= len(done[first].token_ids) < 50
+    assert engine.generate("Twice", greedy(3)) == [done[second]]
+
+
+def test_waiting_work_can_be_cancelled(model: GPT) -> None:
+    engine = Engine(model, slots=1)
+    engine.add("Once", greedy(3))
+    waiting = engine.add("Twice", greedy(2))
+    engine.cancel(waiting)
+    events = engine.step()
+    assert [e.completion.finish_reason for e in events if e.completion] == ["cancelled"]
+
+
+def test_generate_needs_an_idle_engine_and_reset_makes_one(model: GPT) -> None:
+    engine = Engine(model, slots=1)
+    engine.add("Once", greedy(5))
+    with pytest.raises(RuntimeError, match="idle"):
+        engine.generate("Once", greedy(1))
+    engine.reset()
+    assert engine.generate("Once", greedy(1))[0].finish_reason == "length"
+
+
+def test_params_are_one_for_all_or_one_each(model: GPT) -> None:
+    engine = Engine(model, slots=2)
+    with pytest.raises(ValueError, match="2 prompts, but 1 params"):
+        engine.generate(["a", "b"], [greedy(1)])
+    assert engine.generate([], greedy(1)) == []
+    assert len(engine.generate([7, 8], greedy(1))) == 1
