@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from slm_jobs.errors import ManifestError
 from slm_jobs.manifest import Manifest
 from slm_jobs.settings import Settings
+from slm_jobs.store import JobStore
 from slm_jobs.tickets import queue_name
 from worker.host import Host
 
@@ -24,9 +25,12 @@ def create_host() -> Host:
     """The host of this process, from the environment; exits with one line on a bad setting."""
     try:
         settings = Settings()
-        return Host(settings, Manifest.load(settings.models_file))
+        manifest = Manifest.load(settings.models_file)
     except (ManifestError, ValidationError) as error:
         sys.exit(f"worker: {error}")
+    # every thread may commit at once; leases must never wait for a connection
+    store = JobStore.from_settings(settings, max_connections=settings.slots + 2)
+    return Host(settings, manifest, store)
 
 
 def create_app(host: Host) -> Celery:

@@ -1,0 +1,194 @@
+"""A worker's dealings with the store, on a fake engine and a fake Redis."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fakeredis
+import pytest
+
+from slm_jobs.manifest import Manifest, ModelSpec
+from slm_jobs.schemas import JobRequest, JobStatus
+from slm_jobs.settings import Settings
+from slm_jobs.store import JobStore
+from tests.worker.fakes import FakeEngine
+from tests.worker.test_batcher import until
+from worker.batcher import ContinuousBatcher
+from worker.host import Host
+
+MODEL = "m"
+
+
+@pytest.fixture
+def store() -> JobStore:
+    return JobStore(fakeredis.FakeRedis(decode_responses=True))
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+def make_host(store: JobStore, engine: FakeEngine, **settings: float) -> Host:
+    spec = ModelSpec(name=MODEL, checkpoint=Path("unused"), context_length=64)
+    values = {"slots": 4, "drain_seconds": 5.0, **settings}
+    host = Host(Settings.model_validate(values), Manifest({MODEL: spec}), store)
+    host.attach(MODEL, ContinuousBatcher(engine), "fake/1")
+    return host
+
+
+@pytest.fixture
+def host(store: JobStore, engine: FakeEngine) -> Iterator[Host]:
+    host = make_host(store, engine)
+    yield host
+    host.stop()
+
+
+def submit(store: JobStore, prompt: str | list[str], **params: int) -> str:
+    request = JobRequest.model_validate({"prompt": prompt, "max_tokens": 3, "seed": 7, **params})
+    return store.create(request, model=MODEL).id
+
+
+def serve(host: Host) -> None:
+    while work := host.claim(MODEL):
+        host.run(work)
+
+
+def test_outputs_come_in_order_and_prompts_count_once(host: Host, store: JobStore) -> None:
+    job_id = submit(store, ["a", "bb"], n=2)
+    serve(host)
+    job = store.get(job_id)
+    assert job.status is JobStatus.SUCCEEDED
+    assert [(o.index, o.text) for o in job.outputs] == [
+        (0, "a#7"),
+        (1, "a#8"),
+        (2, "bb#9"),
+        (3, "bb#10"),
+    ]
+    assert job.usage is not None
+    assert job.usage.model_dump() == {
+        "prompt_tokens": 3,
+        "completion_tokens": 12,
+        "total_tokens": 15,
+    }
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"), [("boom", "engine_fault"), ("long", "invalid_request")]
+)
+def test_a_failing_job_fails_alone(host: Host, store: JobStore, prompt: str, code: str) -> None:
+    ids = [submit(store, text) for text in ("a", prompt, "b")]
+    threads = [threading.Thread(target=serve, args=(host,)) for _ in ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    jobs = [store.get(job_id) for job_id in ids]
+    assert [job.status.value for job in jobs] == ["succeeded", "failed", "succeeded"]
+    assert jobs[1].error is not None
+    assert jobs[1].error.code == code
+
+
+def test_a_job_that_runs_too_long_fails(store: JobStore, engine: FakeEngine) -> None:
+    host = make_host(store, engine, job_timeout_seconds=0.05)
+    job_id = submit(store, "hold")
+    serve(host)
+    error = store.get(job_id).error
+    assert error is not None
+    assert error.code == "job_timeout"
+    until(lambda: not engine.live)
+    host.stop()
+
+
+def test_a_lost_lease_cancels_the_work_and_commits_nothing(
+    host: Host, store: JobStore, engine: FakeEngine
+) -> None:
+    job_id = submit(store, "hold")
+    thread = threading.Thread(target=serve, args=(host,))
+    thread.start()
+    until(lambda: engine.live)
+    store.clock_offset_ms = 60_000
+    assert store.sweep() is not None
+    other = store.claim_next(MODEL, worker="other")
+    assert other is not None
+    host._leases.beat()
+    thread.join(5)
+    until(lambda: not engine.live)
+    job = store.get(job_id)
+    assert (job.status, job.attempt) == (JobStatus.RUNNING, 2)
+
+
+def test_heartbeats_keep_the_lease(host: Host, store: JobStore, engine: FakeEngine) -> None:
+    submit(store, "hold")
+    thread = threading.Thread(target=serve, args=(host,), daemon=True)
+    thread.start()
+    until(lambda: engine.live)
+    for seconds in (10, 20, 30):
+        store.clock_offset_ms = seconds * 1000
+        host._leases.beat()
+    report = store.sweep()
+    assert report is not None
+    assert report.requeued == 0
+    [info] = store.workers()
+    assert (info.id, info.models, info.running) == (host.id, [MODEL], 1)
+    host.stop()
+    thread.join(5)
+    assert store.workers() == []
+
+
+def test_draining_lets_short_work_end_and_hands_long_work_back(
+    store: JobStore, engine: FakeEngine
+) -> None:
+    host = make_host(store, engine, drain_seconds=0.5)
+    short, long = submit(store, "a", max_tokens=100), submit(store, "hold")
+    threads = [threading.Thread(target=serve, args=(host,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(engine.live) == 2)
+    late = submit(store, "late")
+    host.drain()
+    for thread in threads:
+        thread.join(5)
+    assert store.get(short).status is JobStatus.SUCCEEDED
+    until(lambda: store.get(long).status is JobStatus.QUEUED)
+    assert store.get(late).status is JobStatus.QUEUED
+    assert host.claim(MODEL) is None
+    host.stop()
+    assert store.queue_depth(MODEL) == 2
+    successor = store.claim_next(MODEL, worker="successor")
+    assert successor is not None
+    assert successor.id == long  # in its old place
+
+
+def test_work_claimed_while_leaving_goes_back_too(store: JobStore, engine: FakeEngine) -> None:
+    host = make_host(store, engine)
+    job_id = submit(store, "a")
+    work = host.claim(MODEL)
+    assert work is not None
+    host.stop()
+    host.run(work)
+    assert store.get(job_id).status is JobStatus.QUEUED
+
+
+def test_redis_away_claims_nothing_and_keeps_the_outcome(
+    engine: FakeEngine,
+) -> None:
+    server = fakeredis.FakeServer()
+    store = JobStore(fakeredis.FakeRedis(server=server, decode_responses=True))
+    host = make_host(store, engine)
+    job_id = submit(store, "a")
+    work = host.claim(MODEL)
+    assert work is not None
+    server.connected = False
+    assert host.claim(MODEL) is None
+    host.request_ticket(MODEL)
+    thread = threading.Thread(target=host.run, args=(work,))
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    server.connected = True
+    thread.join(5)
+    assert store.get(job_id).status is JobStatus.SUCCEEDED
+    host.stop()

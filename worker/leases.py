@@ -1,0 +1,113 @@
+"""The work that this process holds, and the thread that keeps its leases alive."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+
+from slm_jobs.errors import StoreUnavailable
+from slm_jobs.schemas import Work, WorkerInfo
+from slm_jobs.store import JobStore
+from worker.batcher import Completions, HandedBack
+
+log = logging.getLogger(__name__)
+
+_TICK_SECONDS = 1.0
+
+
+class Leases:
+    """Held work by id. One heartbeat for all of it, and this worker's share of the janitor's work.
+
+    Work whose lease turns out to be lost is cancelled: somebody else has it, or soon will.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        *,
+        worker: str,
+        models: list[str],
+        slots: int,
+        heartbeat_seconds: float,
+    ) -> None:
+        self._store = store
+        self._worker = worker
+        self._models = models
+        self._slots = slots
+        self._interval = heartbeat_seconds
+        self._held: dict[str, tuple[Work, Completions | None]] = {}
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._held)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def hold(self, work: Work, future: Completions | None = None) -> None:
+        """Keeps the lease of `work` alive until `release`; cancels `future` if it is lost."""
+        with self._lock:
+            self._held[work.id] = (work, future)
+
+    def release(self, work: Work) -> None:
+        with self._lock:
+            held = self._held.get(work.id)
+            if held and held[0].attempt == work.attempt:  # else our own newer attempt
+                del self._held[work.id]
+
+    def release_unfinished(self) -> list[Work]:
+        """Releases, and returns, all work that has no outcome which its thread will commit."""
+        with self._lock:
+            works = [work for work, future in self._held.values() if _unfinished(future)]
+            for work in works:
+                del self._held[work.id]
+        return works
+
+    def beat(self) -> None:
+        """One heartbeat. Raises StoreUnavailable."""
+        with self._lock:
+            held = list(self._held.values())
+        info = WorkerInfo(
+            id=self._worker,
+            models=self._models,
+            slots=self._slots,
+            running=len(held),
+            pid=os.getpid(),
+            host=socket.gethostname(),
+        )
+        lost = self._store.heartbeat(info, [work for work, _ in held])
+        for work, future in held:
+            if work.id in lost and future is not None:
+                future.cancel()
+
+    def _run(self) -> None:
+        next_beat = 0.0
+        while True:
+            try:
+                if time.monotonic() >= next_beat:
+                    self.beat()
+                    next_beat = time.monotonic() + self._interval
+                self._store.sweep()
+            except StoreUnavailable as error:
+                log.warning("no contact with Redis: %s", error)
+            except Exception:  # a dead keeper would lose every lease
+                log.exception("heartbeat or sweep failed")
+            if self._stopped.wait(min(_TICK_SECONDS, self._interval)):
+                return
+
+
+def _unfinished(future: Completions | None) -> bool:
+    if future is None or not future.done():
+        return True
+    return not future.cancelled() and isinstance(future.exception(), HandedBack)
