@@ -1,0 +1,1 @@
+"""Measured speed. The last line that each prints is one JSON document; see LOG.md."""
