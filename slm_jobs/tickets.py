@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 SERVE_TASK = "worker.tasks.serve"
+TICKETS_MAX = 256  # standing per model: more than there are idle threads to take one at once
 _QUEUE_PREFIX = "slm:serve:"
 
 

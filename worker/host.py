@@ -46,6 +46,7 @@ class Host:
             worker=self.id,
             models=list(manifest.models),
             slots=settings.slots,
+            lease_seconds=settings.lease_seconds,
             heartbeat_seconds=settings.heartbeat_seconds,
         )
         self._draining = threading.Event()

@@ -31,12 +31,14 @@ class Leases:
         worker: str,
         models: list[str],
         slots: int,
+        lease_seconds: float,
         heartbeat_seconds: float,
     ) -> None:
         self._store = store
         self._worker = worker
         self._models = models
         self._slots = slots
+        self._lease_seconds = lease_seconds
         self._interval = heartbeat_seconds
         self._held: dict[str, tuple[Work, Completions | None]] = {}
         self._lock = threading.Lock()
@@ -92,15 +94,18 @@ class Leases:
                 future.cancel()
 
     def _run(self) -> None:
-        next_beat = 0.0
+        next_beat = next_sweep = 0.0
         while True:
             try:
                 if time.monotonic() >= next_beat:
                     self.beat()
                     next_beat = time.monotonic() + self._interval
-                self._store.sweep()
+                if time.monotonic() >= next_sweep:
+                    self._store.sweep()
             except StoreUnavailable as error:
                 log.warning("no contact with Redis: %s", error)
+                # others were cut off too: let them extend their leases before taking any back
+                next_sweep = time.monotonic() + self._lease_seconds
             except Exception:  # a dead keeper would lose every lease
                 log.exception("heartbeat or sweep failed")
             if self._stopped.wait(min(_TICK_SECONDS, self._interval)):

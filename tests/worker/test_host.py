@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,4 +192,21 @@ def test_redis_away_claims_nothing_and_keeps_the_outcome(
     server.connected = True
     thread.join(5)
     assert store.get(job_id).status is JobStatus.SUCCEEDED
+    host.stop()
+
+
+def test_after_an_outage_leases_get_time_to_be_extended(engine: FakeEngine) -> None:
+    server = fakeredis.FakeServer()
+    store = JobStore(fakeredis.FakeRedis(server=server, decode_responses=True))
+    dead = submit(store, "a")
+    assert store.claim_next(MODEL, worker="dead") is not None
+    host = make_host(store, engine, lease_seconds=0.6)
+    server.connected = False
+    host._leases.start()
+    time.sleep(0.1)
+    server.connected = True
+    store.clock_offset_ms = 60_000
+    back = time.monotonic()
+    until(lambda: store.get(dead).status is JobStatus.QUEUED)
+    assert time.monotonic() - back > 0.3
     host.stop()

@@ -1,0 +1,9 @@
+-- finish(id, attempt, status, ttl in s, field, value, ...) -> 1, or 0 if the attempt is stale
+local id, attempt, status, ttl_seconds = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+allow_when_full()
+
+if not owns(id, attempt) then
+  return 0
+end
+finish(id, status, ttl_seconds, unpack(ARGV, 6))
+return 1

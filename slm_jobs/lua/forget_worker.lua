@@ -1,0 +1,2 @@
+-- forget_worker(worker)
+forget_worker(ARGV[2])

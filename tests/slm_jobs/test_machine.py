@@ -1,0 +1,265 @@
+"""The store against a plain Python model: any order of calls, repeated ones included, from several
+clients, with workers that vanish, clocks that jump, and tickets that get lost or doubled.
+
+A script happens entirely or not at all, so a crash can only fall between two calls: whoever drew a
+claim and does nothing more with it is a worker that vanished. A call whose reply was lost and that
+is sent again is the same call twice.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import fakeredis
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from redis import Redis
+
+from slm_jobs import keys
+from slm_jobs.schemas import Job, JobRequest, JobStatus, Work
+from slm_jobs.store import JobStore
+from slm_jobs.tickets import TICKETS_MAX, queue_name
+from tests.slm_jobs.examples import ERROR, OUTPUTS, USAGE, WORKER
+
+MODELS = ["small", "large"]
+MAX_CRASHES = 3
+LEASE_S = 1_000
+CLOCK_JUMPS_S = [300, 600, 1_200, -300]  # no sum of them comes near a lease, however slow the test
+QUEUED, RUNNING, SUCCEEDED, FAILED = (
+    JobStatus.QUEUED,
+    JobStatus.RUNNING,
+    JobStatus.SUCCEEDED,
+    JobStatus.FAILED,
+)
+
+clients = st.integers(0, 2)
+models = st.sampled_from(MODELS)
+
+
+@dataclass
+class Expected:
+    """A job as the model knows it."""
+
+    model: str
+    age: int
+    status: JobStatus = QUEUED
+    attempt: int = 0
+    crashes: int = 0
+    lease_until: int = 0
+    ended: Job | None = None  # as first read after its end
+
+    def owned_by(self, work: Work) -> bool:
+        return self.status is RUNNING and self.attempt == work.attempt
+
+
+class StoreMachine(RuleBasedStateMachine):
+    redis: Redis  # set by the tests below
+
+    jobs = Bundle("jobs")
+    works = Bundle("works")  # every claim ever made, so most of them are stale
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.redis.flushall()
+        self.stores = [
+            JobStore(self.redis, lease_seconds=LEASE_S, max_crashes=MAX_CRASHES) for _ in range(3)
+        ]
+        self.clock = 0
+        self.expected: dict[str, Expected] = {}
+        self.claims: set[tuple[str, int]] = set()
+        self.locked = False
+
+    # Clients
+
+    @rule(target=jobs, client=clients, model=models, seed=st.none() | st.integers(0, 9))
+    def create(self, client: int, model: str, seed: int | None) -> str:
+        request = JobRequest(prompt="Once upon", seed=seed)
+        job = self.stores[client].create(request, model=model)
+        assert job.id not in self.expected
+        self.expected[job.id] = Expected(model, age=len(self.expected))
+        return job.id
+
+    @rule(client=clients, job=jobs, model=models)
+    def create_again(self, client: int, job: str, model: str) -> None:
+        before = self.stores[0].get(job)
+        request = JobRequest(prompt="Something else")
+        assert self.stores[client].create(request, model=model, job_id=job) == before
+
+    # Workers
+
+    @rule(target=works, client=clients, model=models)
+    def claim(self, client: int, model: str) -> object:
+        work = self.stores[client].claim_next(model, worker=f"w{client}")
+        waiting = self.waiting(model)
+        if work is None:
+            assert waiting == []
+            return multiple()
+        assert work.id == waiting[0]
+        job = self.expected[work.id]
+        job.status, job.attempt = RUNNING, job.attempt + 1
+        job.lease_until = self.clock + LEASE_S
+        assert (work.attempt, work.model) == (job.attempt, model)
+        assert work.request.seed == self.stores[client].get(work.id).seed
+        assert (work.id, work.attempt) not in self.claims
+        self.claims.add((work.id, work.attempt))
+        return work
+
+    @rule(client=clients, work=works)
+    def complete(self, client: int, work: Work) -> None:
+        done = self.stores[client].complete(work, OUTPUTS, USAGE, fingerprint="fp32")
+        assert done is self.end(work, SUCCEEDED)
+
+    @rule(client=clients, work=works)
+    def fail(self, client: int, work: Work) -> None:
+        assert self.stores[client].fail(work, ERROR) is self.end(work, FAILED)
+
+    @rule(client=clients, held=st.lists(works, max_size=4))
+    def hand_back(self, client: int, held: list[Work]) -> None:
+        returned = 0
+        for work in held:
+            job = self.expected[work.id]
+            if job.owned_by(work):
+                job.status = QUEUED
+                returned += 1
+        assert self.stores[client].hand_back(held) == returned
+
+    @rule(client=clients, held=st.lists(works, max_size=4))
+    def heartbeat(self, client: int, held: list[Work]) -> None:
+        newest = {work.id: work for work in sorted(held, key=lambda work: work.attempt)}
+        lost = {job for job, work in newest.items() if not self.expected[job].owned_by(work)}
+        for job in newest.keys() - lost:
+            self.expected[job].lease_until = self.clock + LEASE_S
+        assert self.stores[client].heartbeat(WORKER, held) == lost
+
+    # Time, and what goes wrong with it
+
+    @rule(seconds=st.sampled_from(CLOCK_JUMPS_S))
+    def move_clock(self, seconds: int) -> None:
+        self.clock += seconds
+        for store in self.stores:
+            store.clock_offset_ms = self.clock * 1000
+
+    @rule(client=clients, lock_ran_out=st.booleans())
+    def sweep(self, client: int, lock_ran_out: bool) -> None:
+        if lock_ran_out:
+            self.redis.delete(keys.JANITOR)
+            self.locked = False
+        report = self.stores[client].sweep()
+        if self.locked:
+            assert report is None
+            return
+        assert report is not None
+        self.redis.persist(keys.JANITOR)  # it runs out when the machine says so
+        self.locked = True
+        requeued, exhausted = self.take_leases_back()
+        assert (report.requeued, report.exhausted) == (requeued, exhausted)
+        for model in MODELS:
+            assert self.redis.llen(queue_name(model)) >= min(len(self.waiting(model)), TICKETS_MAX)
+
+    @rule(model=models, count=st.integers(1, 3))
+    def lose_tickets(self, model: str, count: int) -> None:
+        self.redis.rpop(queue_name(model), count)
+
+    @rule(model=models)
+    def double_a_ticket(self, model: str) -> None:
+        if ticket := self.redis.lindex(queue_name(model), -1):
+            self.redis.lpush(queue_name(model), ticket)
+
+    @rule(client=clients, model=models)
+    def request_ticket(self, client: int, model: str) -> None:
+        self.stores[client].request_ticket(model)
+        assert bool(self.redis.llen(queue_name(model))) or not self.waiting(model)
+
+    # What always holds
+
+    @invariant()
+    def every_job_is_in_one_place(self) -> None:
+        for model in MODELS:
+            assert self.redis.zrange(keys.waiting(model), 0, -1) == self.waiting(model)
+        running = {job for job, known in self.expected.items() if known.status is RUNNING}
+        assert set(self.redis.zrange(keys.LEASES, 0, -1)) == running
+
+    @invariant()
+    def records_are_as_expected(self) -> None:
+        for job_id, known in self.expected.items():
+            job = self.stores[0].get(job_id)
+            assert (job.status, job.attempt) == (known.status, known.attempt)
+            key = keys.job(job_id)
+            assert self.redis.hget(key, "crashes") == str(known.crashes)
+            assert (self.redis.ttl(key) > 0) is job.status.is_terminal
+            if job.status.is_terminal:
+                known.ended = known.ended or job
+                assert job == known.ended, "an ended job changed"
+
+    def teardown(self) -> None:
+        """Whatever happened: time, sweeps and claims bring every job to an end."""
+        for _ in range(MAX_CRASHES):
+            self.move_clock(1_200)
+            self.sweep(0, lock_ran_out=True)
+            for model in MODELS:
+                for n in range(len(self.waiting(model))):
+                    work = self.claim(1, model)
+                    assert isinstance(work, Work)
+                    if n % 2:  # the others vanish
+                        self.complete(1, work)
+        self.move_clock(1_200)
+        self.sweep(2, lock_ran_out=True)
+        self.every_job_is_in_one_place()
+        self.records_are_as_expected()
+        assert all(known.status.is_terminal for known in self.expected.values())
+
+    # The model
+
+    def waiting(self, model: str) -> list[str]:
+        jobs = [
+            (known.age, job)
+            for job, known in self.expected.items()
+            if known.model == model and known.status is QUEUED
+        ]
+        return [job for _, job in sorted(jobs)]
+
+    def end(self, work: Work, status: JobStatus) -> bool:
+        job = self.expected[work.id]
+        if not job.owned_by(work):
+            return False
+        job.status = status
+        return True
+
+    def take_leases_back(self) -> tuple[int, int]:
+        requeued = exhausted = 0
+        for job in self.expected.values():
+            if job.status is RUNNING and job.lease_until <= self.clock:
+                job.crashes += 1
+                if job.crashes >= MAX_CRASHES:
+                    job.status = FAILED
+                    exhausted += 1
+                else:
+                    job.status = QUEUED
+                    requeued += 1
+        return requeued, exhausted
+
+
+def search(redis: Redis, *, max_examples: int) -> None:
+    profile = settings.get_profile(os.environ.get("SLM_HYPOTHESIS", "slm-stable"))
+    machine = type("Machine", (StoreMachine,), {"redis": redis})
+    if profile.derandomize:
+        profile = settings(profile, max_examples=max_examples, stateful_step_count=40)
+    run_state_machine_as_test(machine, settings=profile)
+
+
+def test_on_fakeredis() -> None:
+    with fakeredis.FakeRedis(decode_responses=True) as redis:
+        search(redis, max_examples=100)
+
+
+def test_on_redis(real_redis: Redis) -> None:
+    search(real_redis, max_examples=25)
