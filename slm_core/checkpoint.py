@@ -42,6 +42,7 @@ def save_checkpoint(
     }
     partial = directory / f".{WEIGHTS}.partial"
     save_file(weights, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # safetensors leaves it to its owner; a server may be somebody else
     partial.replace(directory / WEIGHTS)
     config = {"model": model.config.to_dict(), "tokenizer": Tokenizer.name}
     _write(directory / CONFIG, json.dumps(config, indent=2) + "\n")

@@ -25,7 +25,8 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrix.dtype)
+    result: Tensor = x.mT if tall else x
+    return result.to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):

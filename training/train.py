@@ -16,7 +16,8 @@ import typer
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from slm_core import GPT, GPTConfig, Tokenizer, save_checkpoint
+from slm_core import GPT, GPTConfig, Tokenizer, load_checkpoint, save_checkpoint
+from training.evaluate import evaluate
 from training.optim import build_optimizers, set_learning_rate
 from training.prepare import TOKEN_DTYPE
 from training.vocabulary import CompactVocabulary
@@ -31,19 +32,34 @@ def batches(
     time_: int,
     rng: np.random.Generator,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids, targets), each [batch, time]; documents are reshuffled every epoch."""
+    """Endless (ids, targets), each [batch, time]; documents are reshuffled every epoch.
+
+    Every window begins with a document, as every prompt does.
+    """
     ends = np.flatnonzero(tokens == Tokenizer().eos_id) + 1
-    documents = np.split(tokens, ends)
+    documents = [d for d in np.split(tokens, ends) if len(d)]
     while True:
         order = rng.permutation(len(documents))
-        stream = np.concatenate([documents[i] for i in order])
-        stream = vocabulary.encode(stream[rng.integers(time_) :], rng)
-        windows = (len(stream) - 1) // time_
-        starts = rng.permutation(windows) * time_
-        for i in range(0, windows - batch + 1, batch):
+        stream = vocabulary.encode(np.concatenate([documents[i] for i in order]), rng)
+        begins = np.cumsum([0, *(len(documents[i]) for i in order)])
+        starts = rng.permutation(window_starts(begins, time_))
+        for i in range(0, len(starts) - batch + 1, batch):
             rows = np.stack([stream[s : s + time_ + 1] for s in starts[i : i + batch]])
             both = torch.from_numpy(rows)
             yield both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+
+def window_starts(begins: NDArray[np.int64], time_: int) -> NDArray[np.int64]:
+    """Where windows of `time_` + 1 tokens start, given where documents begin and the stream ends.
+
+    A document that a window cuts opens the next one, unless it is longer than a window.
+    """
+    starts = []
+    at = 0
+    while begins[at] + time_ < begins[-1]:
+        starts.append(begins[at])
+        at = max(at + 1, int(np.searchsorted(begins, begins[at] + time_, side="right")) - 1)
+    return np.asarray(starts)
 
 
 def initialise(model: GPT) -> None:
@@ -65,23 +81,6 @@ def initialise(model: GPT) -> None:
                 parameter.zero_()
 
 
-@torch.no_grad()
-def evaluate(
-    model: GPT, vocabulary: CompactVocabulary, tokens: NDArray[np.uint16], windows: int
-) -> float:
-    """Mean loss in nats per token over up to `windows` evenly spaced windows of full context."""
-    time_ = model.config.context_length
-    available = (len(tokens) - 1) // time_
-    chosen = np.linspace(0, available - 1, min(windows, available)).astype(int)
-    model.eval()
-    losses = []
-    for start in chosen * time_:
-        both = torch.from_numpy(vocabulary.encode(tokens[start : start + time_ + 1]))[None]
-        losses.append(vocabulary.loss(model, both[:, :-1], both[:, 1:]).item())
-    model.train()
-    return sum(losses) / len(losses)
-
-
 def learning_rate_fraction(progress: float) -> float:
     """Linear warm-up, then linear decay to zero; `progress` in [0, 1]."""
     return min(progress / _WARMUP, (1 - progress) / (1 - _WARMUP), 1.0)
@@ -101,18 +100,25 @@ def main(
     dropout: Annotated[float, typer.Option(help="Dropout in every residual branch.")] = 0.05,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations.")] = 250,
     seed: Annotated[int, typer.Option(help="Order of the data and first weights.")] = 1,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Checkpoint to continue from, its shape and weights.")
+    ] = None,
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile.")] = True,
 ) -> None:
     """Train a model and write a checkpoint that `slm up --model OUT` serves."""
     torch.manual_seed(seed)
-    config = replace(GPTConfig.preset(preset), dropout=dropout)
+    start = load_checkpoint(init_from) if init_from else None
+    config = replace(start.config if start else GPTConfig.preset(preset), dropout=dropout)
     if context is not None:
         config = replace(config, context_length=context)
     tokens = np.fromfile(data / "train.bin", TOKEN_DTYPE)
     valid = np.fromfile(data / "val.bin", TOKEN_DTYPE)
     vocabulary = CompactVocabulary(tokens, config.vocab_size)
     model = GPT(vocabulary.config(config))
-    initialise(model)
+    if start:
+        vocabulary.shrink(start, model)
+    else:
+        initialise(model)
     model.train()
     optimizers = build_optimizers(
         model, muon_lr=muon_lr, adam_lr=adam_lr, weight_decay=weight_decay
@@ -147,17 +153,18 @@ def main(
             progress = min(1.0, max(step / total, elapsed / 60 / minutes))
             bar.update(task, completed=progress, description=f"step {step} loss {running:.3f}")
             if step % eval_every == 0 or progress >= 1.0:
-                windows = 10**9 if progress >= 1.0 else 32
+                stories = None if progress >= 1.0 else 100
+                full = vocabulary.expand(model, config)
                 entry = {
                     "step": step,
                     "tokens": step * batch * time_,
                     "seconds": round(elapsed, 1),
                     "train_loss": round(running, 4),
-                    "val_loss": round(evaluate(model, vocabulary, valid, windows), 4),
+                    "val_loss": round(evaluate(full, valid, stories), 4),
                 }
                 log.write(json.dumps(entry) + "\n")
                 bar.console.print(entry)
-                save_checkpoint(vocabulary.expand(model, config), out, dtype=torch.bfloat16)
+                save_checkpoint(full, out, dtype=torch.bfloat16)
     log.close()
 
 

@@ -64,3 +64,18 @@ class CompactVocabulary:
         weights["wte.weight"] = weights["wte.weight"][torch.from_numpy(self.to_compact)]
         full.load_state_dict(weights)
         return full.eval()
+
+    def shrink(self, full: GPT, model: GPT) -> None:
+        """The inverse: loads the weights of a plain model into a compact one.
+
+        The shared row becomes the mean of the unused ones.
+        """
+        weights = dict(full.state_dict())
+        rows = weights["wte.weight"]
+        unused = np.setdiff1d(np.arange(self.vocab_size), self.used)
+        shared = (
+            rows[torch.from_numpy(unused)].mean(0) if len(unused) else torch.zeros_like(rows[0])
+        )
+        used = rows[torch.from_numpy(self.used)]
+        weights["wte.weight"] = torch.cat([used, shared[None]])
+        model.load_state_dict(weights)

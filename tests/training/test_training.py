@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from slm_core import GPT, Engine, GPTConfig, SamplingParams, Tokenizer, load_checkpoint
 from training import prepare, train
+from training.evaluate import evaluate
 from training.optim import Muon, build_optimizers, orthogonalize, set_learning_rate
 from training.vocabulary import CompactVocabulary
 
@@ -97,6 +98,36 @@ def test_compact_loss_equals_that_of_the_expanded_model() -> None:
     )
     loss = vocabulary.loss(model, ids[:, :-1], ids[:, 1:])
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_shrinking_undoes_expanding() -> None:
+    vocabulary, model, config = compact()
+    again = GPT(model.config).eval()
+    vocabulary.shrink(vocabulary.expand(model, config), again)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor)
+
+
+def test_every_window_begins_with_a_document() -> None:
+    lengths = [5, 3, 20, 4, 4, 2, 9]
+    begins = np.cumsum([0, *lengths])
+    starts = train.window_starts(begins, 10)
+    assert starts.tolist() == [0, 8, 28]
+    assert train.window_starts(begins, 8).tolist() == [0, 8, 28, 36, 38]
+
+
+def test_whole_stories_are_scored_alone() -> None:
+    eos = 50256
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=32, context_length=6)
+    model = GPT(config).eval()
+    documents = [[1, 2, 3, eos], [7, eos], [4] * 9 + [eos]]
+    expected = []
+    for document in documents:
+        ids = torch.tensor([document[:7]])
+        loss = F.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:], reduction="none")
+        expected += loss.tolist()
+    tokens = np.array([t for d in documents for t in d], np.uint16)
+    assert evaluate(model, tokens) == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
 def test_rare_types_sometimes_train_the_shared_row() -> None:
