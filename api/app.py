@@ -1,0 +1,96 @@
+"""The HTTP service: `uvicorn api.app:app`. Puts the parts together; knows none of their insides."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
+
+from api import handlers, jobs, service
+from api.documentation import DESCRIPTION, TAGS, DocumentedAPI, add_docs_page
+from api.request_context import RequestContext
+from slm_core.tokenizer import Tokenizer
+from slm_jobs.errors import ManifestError
+from slm_jobs.manifest import Manifest
+from slm_jobs.settings import Settings
+from slm_jobs.store import JobStore
+
+app: FastAPI  # made on first access, see __getattr__
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings | None = None, store: JobStore | None = None) -> FastAPI:
+    """The service, on a store of its own unless one is given. Redis is not called yet.
+
+    Raises ManifestError.
+    """
+    settings = settings or Settings()
+    manifest = Manifest.load(settings.models_file)
+    jobs_store = store or JobStore.from_settings(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        for spec in manifest.models.values():
+            log.info("serving %s, context %d tokens", spec.name, spec.context_length)
+        yield
+        jobs_store.close()
+
+    api = DocumentedAPI(
+        title="SLM jobs",
+        summary="Batched text generation with small language models.",
+        description=DESCRIPTION,
+        version=version("slm-jobs"),
+        openapi_tags=TAGS,
+        lifespan=lifespan,
+        docs_url=None,  # ours, below, needs no CDN
+        redoc_url=None,
+        redirect_slashes=False,  # behind a proxy a redirect would name an address of its own
+    )
+    api.add_middleware(RequestContext)
+    handlers.install(api)
+    add_docs_page(api)
+    api.include_router(jobs.router(jobs_store, manifest, Tokenizer()))
+    api.include_router(service.router(jobs_store, manifest))
+
+    @api.get("/", include_in_schema=False)
+    async def index(request: Request) -> RedirectResponse:
+        return RedirectResponse(request.scope.get("root_path", "").rstrip("/") + "/docs")
+
+    return api
+
+
+def _from_environment() -> FastAPI:
+    """The service as the environment describes it, or one line that says what is wrong there."""
+    try:
+        settings = Settings()
+        logging.basicConfig(
+            level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        return create_app(settings, _store(settings))
+    except ValidationError as error:
+        wrong = "; ".join(f"SLM_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+    except ManifestError as error:
+        wrong = str(error)
+    raise SystemExit(f"api: {wrong}")
+
+
+def _store(settings: Settings) -> JobStore:
+    try:
+        return JobStore.from_settings(settings)
+    except ValueError as error:
+        raise SystemExit(f"api: SLM_REDIS_URL: {error}") from None
+
+
+def __getattr__(name: str) -> FastAPI:
+    """Importing this module starts nothing; a server that asks for `app` gets the one service."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()["app"] = made = _from_environment()
+    return made

@@ -1,0 +1,77 @@
+"""What is served, and whether it works: models, health, readiness."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from api.documentation import problems
+from api.problems import Problem
+from slm_jobs.manifest import Manifest
+from slm_jobs.store import JobStore
+
+
+class Model(BaseModel):
+    name: str
+    context_length: int = Field(description="Most tokens of prompt and output together.")
+    default: bool = Field(description="Whether it serves requests that name no model.")
+    workers: int = Field(description="Workers alive now that host it.")
+
+
+class Models(BaseModel):
+    data: list[Model]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    status: Literal["ready"] = "ready"
+    workers: int = Field(description="Workers alive now that host any model of ours.")
+
+
+def router(store: JobStore, manifest: Manifest) -> APIRouter:
+    routes = APIRouter(tags=["service"])
+
+    @routes.get("/models", summary="List the models", responses={**problems("store_unavailable")})
+    def list_models() -> Models:
+        """The models that a job may ask for, and how many workers host each of them now."""
+        hosting = Counter(name for worker in store.workers() for name in set(worker.models))
+        return Models(
+            data=[
+                Model(
+                    name=spec.name,
+                    context_length=spec.context_length,
+                    default=spec is manifest.default,
+                    workers=hosting[spec.name],
+                )
+                for spec in manifest.models.values()
+            ]
+        )
+
+    @routes.get("/healthz", summary="Is the process up?", responses={**problems()})
+    async def healthz() -> Health:
+        """Says that this process answers, and nothing about Redis or workers: restarting the api
+        would not help them. No thread is needed, so a full thread pool does not hide it."""
+        return Health()
+
+    @routes.get(
+        "/readyz",
+        summary="Can jobs run?",
+        responses={**problems("not_ready", "store_unavailable")},
+    )
+    def readyz() -> Readiness:
+        """Whether Redis answers and at least one worker is alive for any model that is served."""
+        ours = set(manifest.models)
+        workers = sum(1 for worker in store.workers() if ours.intersection(worker.models))
+        if not workers:
+            names = ", ".join(manifest.models)
+            detail = f"Redis answers, but no worker is alive for any of: {names}."
+            raise Problem("not_ready", detail)
+        return Readiness(workers=workers)
+
+    return routes

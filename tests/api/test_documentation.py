@@ -1,0 +1,97 @@
+"""The OpenAPI document is valid, and its examples are what the service takes and gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+from fastapi.openapi.models import OpenAPI
+from starlette.testclient import TestClient
+
+from api.documentation import JOB_EXAMPLES, REQUEST_EXAMPLES
+from api.problems import MEDIA_TYPE, PROBLEMS, ProblemDocument
+from slm_jobs.schemas import Job, JobRequest
+
+ROUTES = [
+    ("/jobs", "post"),
+    ("/jobs/{id}", "get"),
+    ("/models", "get"),
+    ("/healthz", "get"),
+    ("/readyz", "get"),
+]
+
+
+@pytest.fixture
+def document(client: TestClient) -> Any:
+    client.get("/openapi.json")  # a second reading must not differ
+    return client.get("/openapi.json").json()
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from references(child)
+
+
+def test_it_is_openapi(document: Any) -> None:
+    OpenAPI.model_validate(document)
+    assert document["info"]["version"] == version("slm-jobs")
+    found = [(path, method) for path, item in document["paths"].items() for method in item]
+    assert found == ROUTES
+
+
+def test_every_reference_leads_somewhere(document: Any) -> None:
+    found = set(references(document))
+    assert {"#/components/schemas/JobRequest", "#/components/schemas/Problem"} <= found
+    for reference in found:
+        node = document
+        for step in reference.removeprefix("#/").split("/"):
+            node = node[step]
+
+
+@pytest.mark.parametrize(("path", "method"), ROUTES)
+def test_every_route_documents_its_problems(document: Any, path: str, method: str) -> None:
+    operation = document["paths"][path][method]
+    assert operation["summary"]
+    assert operation["description"]
+    assert operation["tags"]
+    assert "default" in operation["responses"]
+    for status, response in operation["responses"].items():
+        if status.startswith("2"):
+            continue
+        assert list(response["content"]) == [MEDIA_TYPE]
+        examples = response["content"][MEDIA_TYPE]["examples"]
+        for code, example in examples.items():
+            ProblemDocument.model_validate(example["value"], strict=True)
+            assert PROBLEMS[code].status == example["value"]["status"]
+            assert status in (str(PROBLEMS[code].status), "default")
+
+
+def test_the_frameworks_own_errors_are_not_there(document: Any) -> None:
+    assert "ValidationError" not in json.dumps(document)
+
+
+@pytest.mark.parametrize("name", REQUEST_EXAMPLES)
+def test_examples_are_taken(client: TestClient, document: Any, name: str) -> None:
+    body = document["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]
+    example = body["examples"][name]["value"]
+    JobRequest.model_validate(example, strict=True)
+    assert client.post("/jobs", json={**example, "model": "small"}).status_code == 202
+
+
+@pytest.mark.parametrize("name", JOB_EXAMPLES)
+def test_a_job_reads_as_its_example(document: Any, name: str) -> None:
+    response = document["paths"]["/jobs/{id}"]["get"]["responses"]["200"]
+    reference = response["content"]["application/json"]["examples"][name]["$ref"]
+    assert reference == f"#/components/examples/{name}"
+    example = document["components"]["examples"][name]["value"]
+    text = Job.model_validate_json(json.dumps(example)).model_dump_json()
+    assert json.loads(text) == example
+    assert list(json.loads(text)) == list(example)

@@ -1,0 +1,192 @@
+"""Models, health, readiness, request ids, and how the process starts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import fakeredis
+import pytest
+from starlette.testclient import TestClient
+from starlette.types import Message
+
+import api.app
+from api.app import create_app
+from api.body import MAX_BODY_BYTES
+from slm_jobs.settings import Settings
+from slm_jobs.store import JobStore
+from tests.api.conftest import WORKER
+
+
+def test_models(client: TestClient, store: JobStore) -> None:
+    store.heartbeat(WORKER, [])
+    assert client.get("/models").json() == {
+        "data": [
+            {"name": "tiny", "context_length": 128, "default": True, "workers": 1},
+            {"name": "small", "context_length": 512, "default": False, "workers": 0},
+        ]
+    }
+
+
+def test_ready_once_a_worker_of_ours_is_alive(client: TestClient, store: JobStore) -> None:
+    store.heartbeat(WORKER.model_copy(update={"id": "w0", "models": ["unserved"]}), [])
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()["code"]) == (503, "not_ready")
+    assert response.headers["retry-after"] == "1"
+    assert "tiny, small" in response.json()["detail"]
+    store.heartbeat(WORKER, [])
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()) == (200, {"status": "ready", "workers": 1})
+
+
+def test_healthy_without_redis(client: TestClient, redis_process: fakeredis.FakeServer) -> None:
+    redis_process.connected = False
+    response = client.get("/healthz")
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+def test_the_front_page_leads_to_the_documentation(client: TestClient) -> None:
+    response = client.get("/")
+    assert (response.status_code, response.headers["location"]) == (307, "/docs")
+
+
+def test_the_documentation_needs_nobody_else(client: TestClient) -> None:
+    page = client.get("/docs").text
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
+    for address in re.findall(r'(?:src|href)="(/[^"]+)"', page):
+        assert client.get(address).status_code == 200
+    assert "/docs/assets/swagger-ui-bundle.js" in page
+
+
+@pytest.mark.parametrize("given", ["a", "Trace.7_x-" + "y" * 54])
+def test_a_sane_request_id_is_kept(client: TestClient, given: str) -> None:
+    for path in ("/healthz", "/nowhere"):
+        response = client.get(path, headers={"X-Request-Id": given})
+        assert response.headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "y" * 65, "a b", 'a"', "ä"])
+def test_another_request_id_is_replaced(client: TestClient, given: str) -> None:
+    response = client.get("/healthz", headers=[(b"X-Request-Id", given.encode())])
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
+
+
+def test_the_access_log_is_one_line_and_quiet_about_success(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "api"):
+        client.get("/healthz")
+        client.get("/a%0Ab", headers={"X-Request-Id": "seek-me"})
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "api.request_context"]
+    assert re.fullmatch(r"GET /a%0Ab 404 \d+\.\d ms \(request seek-me\)", line)
+
+
+def test_a_large_body_is_not_read_to_its_end(settings: Settings, store: JobStore) -> None:
+    chunk = b" " * 65_536
+    read, sent = 0, list[Message]()
+
+    async def receive() -> Message:
+        nonlocal read
+        read += len(chunk)
+        return {"type": "http.request", "body": chunk, "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/jobs",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    asyncio.run(create_app(settings, store)(scope, receive, send))
+    assert sent[0]["status"] == 413
+    assert read == MAX_BODY_BYTES + len(chunk)
+    sent.clear()
+    read = 0
+    scope["headers"] = [*scope["headers"], (b"content-length", b"%d" % (MAX_BODY_BYTES + 1))]
+    asyncio.run(create_app(settings, store)(scope, receive, send))
+    assert (sent[0]["status"], read) == (413, 0)
+
+
+def test_a_client_that_goes_away_is_no_failure(
+    settings: Settings, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/jobs",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    with caplog.at_level(logging.INFO):
+        asyncio.run(create_app(settings, store)(scope, receive, send))
+    assert " 499 " in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_start_says_what_is_served(
+    settings: Settings, store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), TestClient(create_app(settings, store)):
+        pass
+    assert "serving tiny, context 128 tokens" in caplog.text
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_api_imports_no_model_and_no_queue() -> None:
+    names = "('torch', 'numpy', 'celery', 'kombu', 'worker')"
+    done = run_python(f"import sys, api.app; print([n for n in {names} if n in sys.modules])")
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_uvicorn_starts_what_the_environment_describes(settings: Settings) -> None:
+    code = "from uvicorn import Config; c = Config('api.app:app'); c.load(); print(c.loaded)"
+    done = run_python(code, SLM_MODELS_FILE=str(settings.models_file))
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+
+
+def test_uvicorn_ends_with_one_line_on_a_bad_manifest(tmp_path: Path) -> None:
+    missing = tmp_path / "none.toml"
+    code = "import uvicorn; uvicorn.run('api.app:app', port=0)"
+    done = run_python(code, SLM_MODELS_FILE=str(missing))
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"api: cannot read {missing}: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("SLM_REDIS_TIMEOUT_SECONDS", "-1", "SLM_REDIS_TIMEOUT_SECONDS: Input should be"),
+        ("SLM_REDIS_URL", "nowhere", "SLM_REDIS_URL: Redis URL must specify"),
+    ],
+)
+def test_a_bad_setting_is_named(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, name: str, value: str, line: str
+) -> None:
+    monkeypatch.setenv("SLM_MODELS_FILE", str(settings.models_file))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=f"^api: {line}"):
+        _ = api.app.app
