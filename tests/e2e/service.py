@@ -60,8 +60,7 @@ class Service:
         name = f"worker-{len(self._processes)}"
         worker = self._run(
             name,
-            f"-m celery -A worker.app worker -n {name}@%h "
-            "--without-gossip --without-mingle --loglevel INFO",
+            f"-m celery -A worker.app worker -n {name}@%h --without-gossip --without-mingle",
         )
         self.workers.append(worker)
         return worker

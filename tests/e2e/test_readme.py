@@ -1,0 +1,57 @@
+"""The README's examples, run against a real service."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.service import Service
+from tests.test_readme import README
+
+pytestmark = pytest.mark.timeout(120)
+
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def example(kind: str) -> str:
+    found = re.search(rf"<!-- tested: {kind} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found, f"no {kind} example"
+    return found[1]
+
+
+def run_shell(command: str, service: Service) -> dict[str, object]:
+    command = command.replace(ADDRESS, service.url)
+    bash = shutil.which("bash")
+    if not (bash and shutil.which("curl")):
+        pytest.skip("needs bash and curl")
+    done = subprocess.run([bash, "-ec", command], check=True, capture_output=True)
+    document = json.loads(done.stdout)
+    assert isinstance(document, dict)
+    return document
+
+
+def test_curl_submits_and_polls(service: Service) -> None:
+    shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL)]
+    submitted = run_shell(example("curl"), service)
+    service.client.wait(str(submitted["id"]))
+    polled = run_shell(f"curl -s {ADDRESS}/jobs/{submitted['id']}", service)
+    assert [submitted.keys(), polled.keys()] == [document.keys() for document in shown]
+    assert (submitted["status"], polled["status"]) == ("queued", "succeeded")
+    assert [d["status"] for d in shown] == ["queued", "succeeded"]
+
+
+def test_python_example_runs(service: Service) -> None:
+    code = example("python").replace(ADDRESS, service.url)
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+
+
+def test_engine_example_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "engine.md").read_text("utf-8")
+    found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert found
+    exec(compile(found[1], "engine.md", "exec"), {})  # noqa: S102
