@@ -94,12 +94,19 @@ class Host:
 
     def run(self, work: Work) -> None:
         """Decodes claimed work and commits its outcome; commits nothing if its lease was lost."""
+        try:
+            self._run(work)
+        except HandedBack:
+            return  # still held: what is unfinished goes back in one call
+        except Exception:  # a mistake of ours: its lease ends, and that counts as a crash
+            log.exception("%s attempt %d: given up", work.id, work.attempt)
+        self._leases.release(work)
+
+    def _run(self, work: Work) -> None:
         future = self._batchers[work.model].submit(to_requests(work))
         self._leases.hold(work, future)
         try:
             completions = future.result(timeout=self.settings.job_timeout_seconds)
-        except HandedBack:
-            return  # still held: what is unfinished goes back in one call
         except CancelledError:
             log.warning("%s attempt %d: its lease was lost, dropped", work.id, work.attempt)
         except TimeoutError:
@@ -116,7 +123,6 @@ class Host:
             self._commit(
                 work, lambda: self.store.complete(work, outputs, usage, fingerprint=fingerprint)
             )
-        self._leases.release(work)
 
     def request_ticket(self, model: str) -> None:
         """Leaves a ticket for what still waits; if that fails, the janitor will."""

@@ -210,3 +210,18 @@ def test_after_an_outage_leases_get_time_to_be_extended(engine: FakeEngine) -> N
     until(lambda: store.get(dead).status is JobStatus.QUEUED)
     assert time.monotonic() - back > 0.3
     host.stop()
+
+
+def test_a_mistake_of_ours_does_not_hold_the_job_forever(
+    host: Host, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(store, "a")
+    work = host.claim(MODEL)
+    assert work is not None
+    monkeypatch.setattr(store, "complete", lambda *_, **__: 1 / 0)
+    host.run(work)
+    store.clock_offset_ms = 20_000
+    host._leases.beat()
+    report = store.sweep()
+    assert report is not None
+    assert report.requeued == 1
