@@ -71,11 +71,14 @@ def main(
 ) -> None:
     """Tokenize stories with GPT-2's BPE. Stories end with a line `<|endoftext|>`."""
     out.mkdir(parents=True, exist_ok=True)
-    meta = {
-        "tokenizer": Tokenizer.name,
-        "train": {"source": train.name, **tokenize(train, out / "train.bin")},
-        "val": {"source": valid.name, **tokenize(valid, out / "val.bin")},
-    }
+    try:
+        meta = {
+            "tokenizer": Tokenizer.name,
+            "train": {"source": train.name, **tokenize(train, out / "train.bin")},
+            "val": {"source": valid.name, **tokenize(valid, out / "val.bin")},
+        }
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     (out / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     typer.echo(json.dumps(meta))
 

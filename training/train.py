@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slm_core import GPT, GPTConfig, Tokenizer, load_checkpoint, save_checkpoint
+from slm_core.errors import CheckpointError
 from training.evaluate import evaluate
 from training.optim import build_optimizers, set_learning_rate
 from training.prepare import TOKEN_DTYPE
@@ -107,12 +108,15 @@ def main(
 ) -> None:
     """Train a model and write a checkpoint that `slm up --model OUT` serves."""
     torch.manual_seed(seed)
-    start = load_checkpoint(init_from) if init_from else None
-    config = replace(start.config if start else GPTConfig.preset(preset), dropout=dropout)
-    if context is not None:
-        config = replace(config, context_length=context)
-    tokens = np.fromfile(data / "train.bin", TOKEN_DTYPE)
-    valid = np.fromfile(data / "val.bin", TOKEN_DTYPE)
+    try:
+        start = load_checkpoint(init_from) if init_from else None
+        config = replace(start.config if start else GPTConfig.preset(preset), dropout=dropout)
+        if context is not None:
+            config = replace(config, context_length=context)
+        tokens = np.fromfile(data / "train.bin", TOKEN_DTYPE)
+        valid = np.fromfile(data / "val.bin", TOKEN_DTYPE)
+    except (CheckpointError, ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
     vocabulary = CompactVocabulary(tokens, config.vocab_size)
     model = GPT(vocabulary.config(config))
     if start:
