@@ -4,12 +4,17 @@ SlmClientError
 ├── ApiError             the service answered with an error; carries its problem document
 ├── ServiceUnreachable   nothing answers at the address
 ├── JobTimeout           a job did not end in the time given
-└── StartError           `slm up` could not start a part
+├── JobFailed            a job ended without success; carries the job
+├── BadInput             a file or folder that a person gave cannot be used; names it, and the line
+└── StartError           `slm up` could not start a part, or could not keep it running
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slm_client.job import Job
 
 
 class SlmClientError(Exception):
@@ -31,6 +36,18 @@ class ServiceUnreachable(SlmClientError):
 
 
 class JobTimeout(SlmClientError):
+    pass
+
+
+class JobFailed(SlmClientError):
+    """`job.status` is `failed`, `cancelled` or `expired`; `job.outputs` may hold partial text."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        super().__init__(f"{job.id} {job.status}: {job.failure.message}")
+
+
+class BadInput(SlmClientError):
     pass
 
 

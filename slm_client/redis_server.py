@@ -65,7 +65,7 @@ class RedisServer:
         return [find_redis_server(), *flags]
 
     def start(self, timeout: float = 15.0) -> None:
-        """Starts and waits until it answers. Raises StartError that names the log if it does not."""
+        """Starts and waits until it answers. Raises StartError, naming the log, if it does not."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -1,0 +1,72 @@
+"""The `slm` command: its commands, and how it ends."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from slm_client.commands.bulk import bulk
+from slm_client.commands.demo import demo
+from slm_client.commands.generate import generate
+from slm_client.commands.options import screen
+from slm_client.commands.up import up
+from slm_client.errors import SlmClientError
+
+
+class _Commands(TyperGroup):
+    """Turns what a person can do something about into one sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (SlmClientError, OSError) as error:
+            screen.print(str(error), style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            screen.print("Interrupted.")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its boxes leave the words half of the line
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (generate, bulk, up, demo):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"slm {metadata.version('slm-jobs')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def slm(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    """Text generation with a small language model, as a service.
+
+    Start it with `slm up`, or see everything at once with `slm demo`. SLM_URL says where the
+    service is, if not at http://127.0.0.1:8000.
+
+    Examples:
+
+    \b
+      slm demo
+      slm up
+      slm generate "Once upon a time"
+      slm bulk prompts.txt -o stories.jsonl
+    """

@@ -1,0 +1,1 @@
+"""What each `slm` command does. Thin: the work is in the modules above this folder."""

@@ -1,0 +1,112 @@
+"""A job as the service tells it, and what may be asked of it. Knows no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypedDict
+
+
+class Params(TypedDict, total=False):
+    """The fields of `POST /jobs` besides `prompt`. What is left out takes the service's default."""
+
+    model: str | None
+    max_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float
+    seed: int | None
+    stop: list[str]
+    ignore_eos: bool
+    n: int
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One continuation, without its prompt."""
+
+    index: int
+    text: str
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no text: a stable code, and a sentence for people."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Times are UTC. `raw` is the whole document, with what this version does not know."""
+
+    id: str
+    status: str
+    model: str
+    seed: int | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    outputs: tuple[Output, ...]
+    usage: Usage | None
+    error: Failure | None
+    metadata: dict[str, str]
+    raw: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in ("queued", "running")
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status == "succeeded"
+
+    @property
+    def text(self) -> str:
+        """The first continuation; empty while there is none."""
+        return self.outputs[0].text if self.outputs else ""
+
+    @property
+    def failure(self) -> Failure:
+        """The service's error; for a cancelled or expired job, which has none, its status."""
+        return self.error or Failure(self.status, f"the job is {self.status}")
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Job:
+        """Raises KeyError, TypeError or ValueError if `document` is no job."""
+        usage, error = document.get("usage"), document.get("error")
+        return cls(
+            id=document["id"],
+            status=document["status"],
+            model=document["model"],
+            seed=document.get("seed"),
+            created_at=datetime.fromisoformat(document["created_at"]),
+            started_at=_time(document.get("started_at")),
+            finished_at=_time(document.get("finished_at")),
+            outputs=tuple(
+                Output(output["index"], output["text"], output["finish_reason"])
+                for output in document.get("outputs") or ()
+            ),
+            usage=usage
+            and Usage(usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]),
+            error=error and Failure(error["code"], error["message"]),
+            metadata=dict(document.get("metadata") or {}),
+            raw=document,
+        )
+
+
+def _time(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value)

@@ -1,0 +1,262 @@
+"""The whole service on one machine: Redis, the api, workers. Knows how each is started and which
+environment variables configure it, and nothing of what they do.
+
+<data-dir>/
+├── lock         held while it runs; also by Redis, so that no second one opens the same files
+├── redis/       jobs (append-only file)
+├── scratch/     the same for a stack with `keep_data=False`; emptied at each start
+├── models.toml  made from `model`
+└── logs/        <part>.log of this run, <part>.log.1 of the run before
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from slm_client import preflight
+from slm_client.child import Part
+from slm_client.client import Client
+from slm_client.redis_server import RedisServer, answers, free_port
+from slm_client.supervisor import Supervisor
+
+_API_SHUTDOWN_SECONDS = 5  # for open connections; then uvicorn closes them
+_DEFAULT_DRAIN_SECONDS = 20.0  # of the worker, unless SLM_DRAIN_SECONDS says otherwise
+_AFTER_DRAIN_SECONDS = 10.0  # to hand jobs back and to leave
+_OUR_ROOT = Path(__file__).resolve().parent.parent  # where `api` and `worker` are
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    """`port` 0: any free one. `redis_url` None: a Redis of our own. `model`: a checkpoint folder;
+    None: the shipped one. `slots`: sequences that a worker decodes at once."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    data_dir: Path = Path(".slm")
+    workers: int = 1
+    redis_url: str | None = None
+    model: Path | None = None
+    slots: int | None = None
+    keep_data: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `StackOptions` come to on this machine. Paths are absolute."""
+
+    options: StackOptions
+    url: str
+    redis_url: str
+    redis_dir: Path | None  # None: somebody else's Redis
+    log_dir: Path
+    threads: str  # of each worker
+    env: dict[str, str]
+    lock_fd: int
+
+
+def _ignore(event: str) -> None:
+    pass
+
+
+class Stack:
+    """Use it as a context manager: entered, it is ready; left, everything has stopped.
+
+    `on_event` gets lines for people, from another thread. `parts` makes the processes to run.
+    """
+
+    def __init__(
+        self,
+        options: StackOptions,
+        *,
+        on_event: Callable[[str], None] = _ignore,
+        parts: Callable[[Plan], list[list[Part]]] | None = None,
+    ) -> None:
+        self._options = options
+        self._on_event = on_event
+        self._parts = parts or service_parts
+        self._lock: preflight.Lock | None = None
+        self._supervisor: Supervisor | None = None
+        self._client: Client | None = None
+        self._plan: Plan | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """Raises RuntimeError before `start`."""
+        if self._plan is None:
+            raise RuntimeError("the stack has not been started")
+        return self._plan
+
+    @property
+    def url(self) -> str:
+        return self.plan.url
+
+    def start(self) -> None:
+        """Returns when a job can be served. Raises StartError or BadInput; nothing runs then."""
+        try:
+            self._lock = preflight.Lock(self._options.data_dir)
+            self._plan = make_plan(self._options, self._lock.fd)
+            self._client = Client(self._plan.url)
+            self._supervisor = Supervisor(
+                self._parts(self._plan),
+                log_dir=self._plan.log_dir,
+                cwd=_OUR_ROOT,  # so that `-m` and `-A` find our packages, not the caller's
+                ready=self._client.ready,
+                on_event=self._on_event,
+            )
+            self._supervisor.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def ready(self) -> bool:
+        """Whether a job can be served now."""
+        return self._client is not None and self._client.ready()
+
+    def supervise(self) -> None:
+        """Blocks until `stop` is called elsewhere. Raises StartError if a part cannot be kept
+        running."""
+        if self._supervisor:
+            self._supervisor.wait()
+
+    def pids(self) -> dict[str, int]:
+        """The processes that live now, by name."""
+        return self._supervisor.pids() if self._supervisor else {}
+
+    def stop(self) -> None:
+        """Workers first (they drain), then the api, then Redis. Safe to repeat.
+
+        A KeyboardInterrupt meanwhile kills everything at once, and is raised again.
+        """
+        try:
+            if self._supervisor:
+                self._supervisor.stop()
+        finally:
+            if self._client:
+                self._client.close()
+            if self._lock:
+                self._lock.release()
+            self._supervisor = self._client = self._lock = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def make_plan(options: StackOptions, lock_fd: int) -> Plan:
+    """Checks what can be checked and prepares the data folder, whose lock is held.
+
+    Raises StartError or BadInput.
+    """
+    data_dir = options.data_dir.resolve()
+    options = replace(
+        options, data_dir=data_dir, port=options.port or preflight.free_port_on(options.host)
+    )
+    preflight.check_port(options.host, options.port)
+    log_dir = data_dir / "logs"
+    log_dir.mkdir(exist_ok=True)
+    redis_dir = None
+    if options.redis_url:
+        preflight.check_redis(options.redis_url)
+    else:
+        redis_dir = data_dir / ("redis" if options.keep_data else "scratch")
+        if not options.keep_data:
+            shutil.rmtree(redis_dir, ignore_errors=True)
+        redis_dir.mkdir(exist_ok=True)
+    redis_url = options.redis_url or f"redis://127.0.0.1:{free_port()}/0"
+    threads = os.environ.get("SLM_THREADS") or str(max(1, cores() // options.workers))
+    env = {
+        "PYTHONUNBUFFERED": "1",  # else the last log lines of a killed process are lost
+        "SLM_REDIS_URL": redis_url,
+        "SLM_THREADS": threads,
+    }
+    if options.slots:
+        env["SLM_SLOTS"] = str(options.slots)
+    if not options.keep_data:
+        env["SLM_DRAIN_SECONDS"] = "0"  # nobody will come back for the jobs
+    if options.model:
+        env["SLM_MODELS_FILE"] = str(preflight.write_manifest(options.model, data_dir))
+    elif given := os.environ.get("SLM_MODELS_FILE"):
+        env["SLM_MODELS_FILE"] = str(Path(given).resolve())  # children run in another folder
+    return Plan(
+        options=options,
+        url=preflight.local_url(options.host, options.port),
+        redis_url=redis_url,
+        redis_dir=redis_dir,
+        log_dir=log_dir,
+        threads=threads,
+        env=env,
+        lock_fd=lock_fd,
+    )
+
+
+def service_parts(plan: Plan) -> list[list[Part]]:
+    """Redis, then the api, then the workers."""
+    options = plan.options
+    api = Part(
+        "api",
+        # No access log: people poll, and it would drown everything else.
+        _python(
+            f"-m uvicorn api.app:app --host {options.host} --port {options.port} --no-access-log "
+            f"--timeout-graceful-shutdown {_API_SHUTDOWN_SECONDS}"
+        ),
+        plan.env,
+        grace=2.0 * _API_SHUTDOWN_SECONDS,
+    )
+    workers = [_worker(plan, number) for number in range(1, options.workers + 1)]
+    return [*_redis(plan), [api], workers]
+
+
+def _redis(plan: Plan) -> Sequence[list[Part]]:
+    if plan.redis_dir is None:
+        return []
+    port = int(plan.redis_url.rpartition(":")[2].partition("/")[0])
+    command = RedisServer(plan.redis_dir, port).command()
+    # It holds the lock too: where nothing ties it to us (not Linux), it may outlive us.
+    return [[Part("redis", command, ready=lambda: answers(port), pass_fds=[plan.lock_fd])]]
+
+
+def _worker(plan: Plan, number: int) -> Part:
+    return Part(
+        f"worker-{number}",
+        _python(
+            # The port tells stacks apart that share a Redis on one machine.
+            f"-m celery -A worker.app worker --hostname slm-{plan.options.port}-{number}@%h "
+            "--without-gossip --without-mingle"
+        ),
+        plan.env,
+        grace=_drain_seconds(plan) + _AFTER_DRAIN_SECONDS,
+    )
+
+
+def _drain_seconds(plan: Plan) -> float:
+    given = plan.env.get("SLM_DRAIN_SECONDS") or os.environ.get("SLM_DRAIN_SECONDS")
+    try:
+        return float(given or _DEFAULT_DRAIN_SECONDS)
+    except ValueError:
+        return _DEFAULT_DRAIN_SECONDS  # the worker will say what is wrong with it
+
+
+def _python(arguments: str) -> list[str]:
+    return [sys.executable, *arguments.split()]
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

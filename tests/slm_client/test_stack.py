@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from slm_client import Client, StartError
+from slm_client.child import Part
+from slm_client.redis_server import RedisServer, answers
+from slm_client.stack import Plan, Stack, StackOptions, cores, make_plan, service_parts
+from tests.slm_client.processes import eventually, lives, sleeper
+from tests.slm_client.test_preflight import make_checkpoint
+
+
+@pytest.fixture
+def options(data_dir: Path) -> StackOptions:
+    return StackOptions(port=0, data_dir=data_dir)
+
+
+@pytest.mark.usefixtures("standins")
+def test_a_stack_serves_and_stops(options: StackOptions, data_dir: Path) -> None:
+    events: list[str] = []
+    with Stack(replace(options, workers=2), on_event=events.append) as stack:
+        assert stack.ready()
+        with Client(stack.url) as client:
+            assert client.generate("Once").succeeded
+        pids = stack.pids()
+        assert list(pids) == ["redis", "api", "worker-1", "worker-2"]
+        redis_port = int(stack.plan.redis_url.split(":")[2].split("/")[0])
+        assert answers(redis_port)
+    assert not stack.ready()
+    assert not any(lives(pid) for pid in pids.values())
+    assert events[-3:] == ["stopping worker-1, worker-2", "stopping api", "stopping redis"]
+    assert list((data_dir / "redis").glob("appendonly*"))
+    log = (data_dir / "logs" / "worker-2.log").read_text()
+    assert f"-{stack.plan.options.port}-2@%h --without-gossip --without-mingle" in log
+    assert f"has {max(1, cores() // 2)} threads" in log
+    assert "worker stopped" in log  # it got SIGTERM
+    assert "api stopped" in (data_dir / "logs" / "api.log").read_text()
+
+
+@pytest.mark.usefixtures("standins")
+def test_redis_comes_back_with_its_data_where_it_was(options: StackOptions) -> None:
+    with Stack(options) as stack:
+        port = int(stack.plan.redis_url.split(":")[2].split("/")[0])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"SET name Lily\r\n")
+            assert connection.recv(16) == b"+OK\r\n"
+        os.kill(stack.pids()["redis"], signal.SIGKILL)
+        eventually(lambda: answers(port))
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET name\r\n")
+            assert connection.recv(16) == b"$4\r\nLily\r\n"
+
+
+@pytest.mark.usefixtures("standins")
+def test_scratch_data_is_gone_the_next_time(options: StackOptions, data_dir: Path) -> None:
+    options = replace(options, keep_data=False)
+    with Stack(options) as stack:
+        assert stack.plan.env["SLM_DRAIN_SECONDS"] == "0"
+    (data_dir / "scratch" / "left-over").touch()
+    (data_dir / "redis").mkdir()
+    with Stack(options):
+        assert not (data_dir / "scratch" / "left-over").exists()
+        assert (data_dir / "redis").exists()
+
+
+@pytest.mark.usefixtures("standins")
+def test_a_worker_that_cannot_start(options: StackOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLM_TEST_WORKER", "broken")
+    stack = Stack(options)
+    with pytest.raises(StartError, match="worker-1 did not start") as caught:
+        stack.start()
+    assert "the checkpoint is not there" in str(caught.value)
+    assert stack.pids() == {}
+    monkeypatch.setenv("SLM_TEST_WORKER", "")
+    with Stack(options):  # the lock is free again
+        pass
+
+
+def one_sleeper(plan: Plan) -> list[list[Part]]:
+    return [[sleeper("a")]]
+
+
+def test_two_stacks_on_one_folder(options: StackOptions) -> None:
+    with Stack(options, parts=one_sleeper) as first:
+        with pytest.raises(StartError, match="in use by another slm"):
+            Stack(options).start()
+        assert first.pids()["a"]
+
+
+@pytest.fixture(autouse=True)
+def _ready_without_api(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "standins" not in request.fixturenames:
+        monkeypatch.setattr(Client, "ready", lambda _: True)
+
+
+def test_a_busy_port_starts_nothing(options: StackOptions) -> None:
+    started: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        stack = Stack(replace(options, port=port), parts=lambda plan: started.append(plan) or [[]])
+        with pytest.raises(StartError, match="choose another --port"):
+            stack.start()
+    assert not started
+
+
+def test_ctrl_c_during_the_start_stops_what_runs(
+    options: StackOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "ready", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    stack = Stack(options, parts=one_sleeper)
+    with pytest.raises(KeyboardInterrupt):
+        stack.start()
+    assert stack.pids() == {}
+    monkeypatch.setattr(Client, "ready", lambda _: True)
+    with Stack(options, parts=one_sleeper):
+        pass
+
+
+def test_the_plan_follows_options_and_environment(
+    options: StackOptions,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    redis_server: RedisServer,
+) -> None:
+    data_dir.mkdir()
+    monkeypatch.setenv("SLM_MODELS_FILE", "models.toml")
+    plan = make_plan(options, 0)
+    assert plan.env["SLM_MODELS_FILE"] == str(Path.cwd() / "models.toml")
+    assert plan.env["SLM_THREADS"] == str(cores())
+    assert plan.options.port > 0
+    monkeypatch.setenv("SLM_THREADS", "3")
+    checkpoint = make_checkpoint(data_dir.parent / "Small")
+    plan = make_plan(
+        replace(options, model=checkpoint, slots=5, redis_url=redis_server.url, workers=3), 0
+    )
+    assert plan.env["SLM_MODELS_FILE"] == str(data_dir / "models.toml")
+    assert (plan.env["SLM_THREADS"], plan.env["SLM_SLOTS"]) == ("3", "5")
+    assert plan.env["SLM_REDIS_URL"] == redis_server.url
+    stages = service_parts(plan)
+    assert [[part.name for part in stage] for stage in stages] == [
+        ["api"],
+        ["worker-1", "worker-2", "worker-3"],
+    ]
+    assert list(stages[0][0].command[:4]) == [sys.executable, "-m", "uvicorn", "api.app:app"]
+    worker = stages[1][0]
+    assert list(worker.command[:6]) == [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "worker.app",
+        "worker",
+    ]
+    assert worker.grace == 30
+    monkeypatch.setenv("SLM_DRAIN_SECONDS", "60")
+    assert service_parts(plan)[1][0].grace == 70
+
+
+def test_redis_holds_the_lock_too(options: StackOptions, data_dir: Path) -> None:
+    data_dir.mkdir()
+    (redis,) = service_parts(make_plan(options, 7))[0]
+    assert (redis.name, list(redis.pass_fds)) == ("redis", [7])
