@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import RedirectResponse
 
@@ -16,7 +15,7 @@ from api import handlers, jobs, service
 from api.documentation import DESCRIPTION, TAGS, DocumentedAPI, add_docs_page
 from api.request_context import RequestContext
 from slm_core.tokenizer import Tokenizer
-from slm_jobs.errors import ManifestError
+from slm_jobs.errors import ManifestError, SettingsError
 from slm_jobs.manifest import Manifest
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
@@ -69,14 +68,12 @@ def create_app(settings: Settings | None = None, store: JobStore | None = None) 
 def _from_environment() -> FastAPI:
     """The service as the environment describes it, or one line that says what is wrong there."""
     try:
-        settings = Settings()
+        settings = Settings.from_environment()
         logging.basicConfig(
             level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
         return create_app(settings, _store(settings))
-    except ValidationError as error:
-        wrong = "; ".join(f"SLM_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-    except ManifestError as error:
+    except (SettingsError, ManifestError) as error:
         wrong = str(error)
     raise SystemExit(f"api: {wrong}")
 

@@ -4,6 +4,7 @@ SlmJobsError
 ├── JobNotFound          no such job, or its record has expired
 ├── UnknownModel         a model that the manifest does not name
 ├── ManifestError        models.toml is missing or wrong
+├── SettingsError        an environment variable is wrong
 └── StoreUnavailable     Redis does not answer, is loading, or refuses to write
 """
 
@@ -34,6 +35,10 @@ class UnknownModel(SlmJobsError):
 
 class ManifestError(SlmJobsError):
     code = "bad_manifest"
+
+
+class SettingsError(SlmJobsError):
+    code = "bad_settings"
 
 
 class StoreUnavailable(SlmJobsError):

@@ -6,8 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from slm_jobs.errors import SettingsError
 
 PACKAGED_MANIFEST = Path(__file__).with_name("models.toml")
 
@@ -57,3 +59,12 @@ class Settings(BaseSettings):
     def heartbeat_seconds(self) -> float:
         """Three signs of life fit into a lease."""
         return self.lease_seconds / 3
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """Raises SettingsError that names the variables in one line."""
+        try:
+            return cls()
+        except ValidationError as error:
+            wrong = (f"SLM_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+            raise SettingsError("; ".join(wrong)) from None

@@ -12,7 +12,7 @@ import fakeredis
 from slm_jobs.manifest import Manifest
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
-from worker.app import create_app
+from worker.factory import create_app
 from worker.host import Host
 
 MODELS = """
