@@ -2,7 +2,8 @@
 
 Equals `GPT.forward` up to rounding. A row's logits are bitwise the same whatever the other rows
 are: rows are padded to fixed buckets, a prompt only to a length that depends on itself, and masked
-positions contribute exact zeros. Knows nothing of sampling, sequences or text.
+positions contribute exact zeros. Knows nothing of sequences or text, and of sampling only that
+logits come padded.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from slm_core.kv_cache import POSITION_BUCKET, KVCache, round_up
 from slm_core.model import GPT
-from slm_core.sampling import BLOCK, CANDIDATES
+from slm_core.sampling import BLOCK
 
 ROW_BUCKET = 8  # with fewer rows, matrix products take other paths and round differently
 _PROMPT_BUCKET = 16
@@ -38,10 +39,13 @@ class Decoder:
         self._positions = F.pad(
             weights["wpe.weight"], (0, 0, 0, self.cache.positions - config.context_length)
         )
-        self._layers = [_Layer(weights, index) for index in range(config.n_layer)]
+        self._layers = [
+            _Layer(weights, index, config.n_head, self.cache.head_dim - config.head_dim)
+            for index in range(config.n_layer)
+        ]
         self._norm = (weights["ln_f.weight"], weights["ln_f.bias"])
         # pad columns get -inf through the bias, so that sampling never sees them
-        padded = max(round_up(config.vocab_size, BLOCK), CANDIDATES) - config.vocab_size
+        padded = round_up(config.vocab_size, BLOCK) - config.vocab_size
         head = F.pad(self._tokens, (0, 0, 0, padded))
         bias = F.pad(torch.zeros(config.vocab_size, device=device), (0, padded), value=-math.inf)
         self._head = pack_linear(head, bias)
@@ -65,7 +69,7 @@ class Decoder:
         causal = torch.full((length, length), -math.inf, device=self.device).triu(1)
         slots = slice(first_slot, first_slot + count)
         for index, layer in enumerate(self._layers):
-            q, k, v = layer.heads(x, self.config.n_head)
+            q, k, v = layer.heads(x)
             keys, values = self.cache.layer(index)
             keys[slots, :, :length] = k
             values[slots, :, :length] = v
@@ -90,7 +94,7 @@ class Decoder:
         mask = mask[:, None, None]
         slots = self._arange[:rows]
         for index, layer in enumerate(self._layers):
-            q, k, v = layer.heads(x, self.config.n_head)
+            q, k, v = layer.heads(x)
             keys, values = self.cache.layer(index)
             keys[slots, :, position] = k[:, :, 0]
             values[slots, :, position] = v[:, :, 0]
@@ -104,25 +108,35 @@ class Decoder:
 class _Layer:
     """One transformer block's packed weights."""
 
-    def __init__(self, weights: dict[str, Tensor], index: int) -> None:
+    def __init__(
+        self, weights: dict[str, Tensor], index: int, n_head: int, head_padding: int
+    ) -> None:
         def pair(name: str) -> tuple[Tensor, Tensor]:
             return weights[f"h.{index}.{name}.weight"], weights[f"h.{index}.{name}.bias"]
 
+        self._n_head = n_head
+        self._head_padding = head_padding
         self._norm_1, self._norm_2 = pair("ln_1"), pair("ln_2")
         self._qkv = pack_linear(*pair("attn.c_attn"))
         self._project = pack_linear(*pair("attn.c_proj"))
         self._expand = pack_linear(*pair("mlp.c_fc"), gelu=True)
         self._contract = pack_linear(*pair("mlp.c_proj"))
 
-    def heads(self, x: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled query, key and value, each [batch, head, time, head_dim]."""
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled query, key and value, each [batch, head, time, padded head_dim]."""
         batch, time, width = x.shape
+        head_dim = width // self._n_head
         qkv = self._qkv(F.layer_norm(x, (width,), *self._norm_1))
-        q, k, v = qkv.view(batch, time, 3, n_head, width // n_head).permute(2, 0, 3, 1, 4).unbind(0)
-        return q * (width // n_head) ** -0.5, k, v
+        qkv = qkv.view(batch, time, 3, self._n_head, head_dim)
+        if self._head_padding:
+            qkv = F.pad(qkv, (0, self._head_padding))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q * head_dim**-0.5, k, v
 
     def rest(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The block's output from its input and [batch, head, time, head_dim] of attention."""
+        """The block's output from its input and what `heads` gave, attended."""
+        if self._head_padding:
+            attended = attended[..., : -self._head_padding]
         x = x + self._project(attended.transpose(1, 2).reshape(x.shape))
         return x + self._contract(self._expand(F.layer_norm(x, x.shape[-1:], *self._norm_2)))
 

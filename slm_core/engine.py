@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ import torch
 
 from slm_core.checkpoint import load_checkpoint
 from slm_core.decoder import ROW_BUCKET, Decoder
-from slm_core.errors import InvalidParams, PromptTooLong
+from slm_core.errors import EngineError, InvalidParams, PromptTooLong
 from slm_core.kv_cache import round_up
 from slm_core.model import GPT
 from slm_core.sampling import Sampler, SamplingParams
@@ -32,11 +33,12 @@ _PREFILL_TOKENS = 1024  # padded; about the arithmetic of ten decode steps
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A sequence got `token`, or ended with `completion`, or both."""
+    """A sequence got one more `token` of its text, or ended with a `completion` or an `error`."""
 
     sequence: int
-    token: int | None
-    completion: Completion | None
+    token: int | None = None
+    completion: Completion | None = None
+    error: str | None = None
 
 
 class Engine:
@@ -54,6 +56,8 @@ class Engine:
             raise ValueError(f"slots must be at least 1, not {slots}")
         if precision not in ("auto", "fp32"):
             raise ValueError(f"no precision {precision!r}; there are auto, fp32")
+        if model.config.vocab_size > Tokenizer().vocab_size:
+            raise ValueError(f"a vocabulary of {model.config.vocab_size} is not GPT-2's")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = Tokenizer()
@@ -122,9 +126,12 @@ class Engine:
                 sequence.finish_reason = "cancelled"
 
     def reset(self) -> None:
-        """Forgets every sequence."""
+        """Forgets every sequence, and whatever a failed step may have left behind."""
         self._scheduler.live.clear()
         self._scheduler.waiting.clear()
+        self._tokens.zero_()
+        self._positions.zero_()
+        self._decoder.cache.data.zero_()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -144,7 +151,8 @@ class Engine:
         """Continues every prompt; completions come in the order of the prompts.
 
         `prompts` is one or several strings or lists of token ids; `params` one for all, or one
-        each. Nothing runs unless every prompt fits. Raises as `encode` does.
+        each. Nothing runs unless every prompt fits. Raises as `encode` does, and EngineError where
+        the model computes no numbers.
         """
         if self.has_work:
             raise RuntimeError("generate() needs an idle engine; add() and step() share one")
@@ -156,7 +164,12 @@ class Engine:
         ids = [self.add(prompt, p) for prompt, p in zip(encoded, each, strict=True)]
         done: dict[int, Completion] = {}
         while self.has_work:
-            done.update((e.sequence, e.completion) for e in self.step() if e.completion)
+            for event in self.step():
+                if event.error:
+                    self.reset()
+                    raise EngineError(event.error)
+                if event.completion:
+                    done[event.sequence] = event.completion
         return [done[i] for i in ids]
 
     def _prefill(self, group: list[Sequence]) -> list[Event]:
@@ -174,26 +187,35 @@ class Engine:
     def _sample(self, logits: torch.Tensor, first: int, group: list[Sequence]) -> list[Event]:
         slots = slice(first, first + len(group))
         tokens = self._sampler.draw(logits, first)
-        self._tokens[slots] = tokens
+        self._tokens[slots] = tokens.clamp(min=0)
         events = []
-        for sequence, token in zip(group, tokens.tolist(), strict=True):
+        for slot, (sequence, token) in enumerate(zip(group, tokens.tolist(), strict=True), first):
+            length = len(sequence.token_ids)
             sequence.append(token, self.tokenizer)
-            events.append(Event(sequence.id, token, None))
+            if sequence.error:
+                self._decoder.cache.clear(slot)
+            elif len(sequence.token_ids) > length:
+                events.append(Event(sequence.id, token=token))
         self._positions[slots] = torch.tensor([sequence.position for sequence in group])
         return events
 
     def _release(self) -> list[Event]:
         finished, moves = self._scheduler.release()
         for source, target in moves:
-            self._decoder.cache.move(source, target, self._scheduler.live[target].position + 1)
+            self._decoder.cache.move(source, target, self._scheduler.live[target].position)
             self._sampler.move(source, target)
             self._tokens[target] = self._tokens[source]
             self._positions[target] = self._positions[source]
-        return [Event(s.id, None, s.completion(self.tokenizer)) for s in finished]
+        return [
+            Event(s.id, error=s.error)
+            if s.error
+            else Event(s.id, completion=s.completion(self.tokenizer))
+            for s in finished
+        ]
 
 
 def _as_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
     """A lone string or list of ids becomes a list of one prompt."""
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 SlmCoreError
 ├── CheckpointError      a checkpoint directory that is missing, incomplete or of another shape
+├── EngineError          the model computes no numbers for this prompt
 ├── InvalidParams        a sampling parameter out of range; also a ValueError
 └── PromptTooLong        prompt and max_tokens do not fit the context; also a ValueError
 """
@@ -12,6 +13,10 @@ class SlmCoreError(Exception):
 
 
 class CheckpointError(SlmCoreError):
+    pass
+
+
+class EngineError(SlmCoreError):
     pass
 
 

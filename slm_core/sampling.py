@@ -18,6 +18,7 @@ from slm_core.errors import InvalidParams
 
 CANDIDATES = 64  # rows with top_k up to this share one vectorised pass
 BLOCK = 64  # logits come padded with -inf to a multiple of this
+BROKEN = -1  # drawn where logits are NaN or infinite
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -51,8 +52,8 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InvalidParams(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+            raise InvalidParams(f"max_tokens must be an integer from 1, not {self.max_tokens}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InvalidParams(f"temperature must be 0 or more, not {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -61,8 +62,8 @@ class SamplingParams:
             raise InvalidParams(f"top_p must be in (0, 1], not {self.top_p}")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InvalidParams(f"seed must be in [0, 2**63), not {self.seed}")
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
         if not all(self.stop):
             raise InvalidParams("a stop string must not be empty")
 
@@ -110,7 +111,8 @@ class Sampler:
     def draw(self, logits: Tensor, first: int) -> Tensor:
         """Next tokens [rows] of slots `first` ... from fp32 `logits` [rows, vocab]; advances steps.
 
-        The columns of `logits` are padded with -inf to a multiple of `BLOCK`.
+        The columns of `logits` are padded with -inf to a multiple of `BLOCK`. A row whose logits
+        are not numbers draws `BROKEN`.
         """
         count = logits.shape[0]
         rows = slice(first, first + count)
@@ -118,23 +120,35 @@ class Sampler:
         drawn = self._choose(values, tokens, rows)
         for row in range(count):
             if self._wide[first + row]:
-                drawn[row] = self._draw_wide(logits[row : row + 1], first + row)[0]
+                one = slice(row, row + 1)
+                drawn[row] = self._draw_wide(logits[one], values[one], tokens[one], first + row)
         self.step[rows] += 1
-        return drawn
+        # a NaN sorts first, so the best candidate tells of the whole row
+        return drawn.masked_fill_(~values[:, 0].isfinite(), BROKEN)
 
-    def _draw_wide(self, logits: Tensor, slot: int) -> Tensor:
-        """Exact draw of one row [1, vocab] from more than the shared candidates."""
-        top_k = int(self.top_k[slot]) or logits.shape[1]
-        if top_k < logits.shape[1] or float(self.top_p[slot]) < 1:
-            values, tokens = logits.topk(min(top_k, logits.shape[1]), dim=-1)
+    def _draw_wide(self, logits: Tensor, values: Tensor, tokens: Tensor, slot: int) -> int:
+        """Exact draw of one row [1, vocab] that may need more than its candidates [1, width]."""
+        rows, vocab = slice(slot, slot + 1), logits.shape[1]
+        top_k, top_p = int(self.top_k[slot]), float(self.top_p[slot])
+        if not top_k and top_p < 1:
+            scaled = (logits - values[:, :1]) / self.temperature[rows].float()
+            probability = torch.softmax(scaled, dim=-1)
+            if probability.gather(1, tokens).sum() >= top_p:  # the candidates hold all that stays
+                mass = 1 / probability.amax().double()
+                return int(self._choose(values, tokens, rows, mass))
+        if top_k or top_p < 1:
+            values, tokens = logits.topk(min(top_k or vocab, vocab), dim=-1)
         else:
-            values, tokens = logits, torch.arange(logits.shape[1], device=logits.device)[None]
-        return self._choose(values, tokens, slice(slot, slot + 1))
+            values, tokens = logits, torch.arange(vocab, device=logits.device)[None]
+        return int(self._choose(values, tokens, rows))
 
-    def _choose(self, values: Tensor, tokens: Tensor, rows: slice) -> Tensor:
+    def _choose(
+        self, values: Tensor, tokens: Tensor, rows: slice, mass: Tensor | None = None
+    ) -> Tensor:
         """Gumbel-max draw [rows] from candidates [rows, width], sorted where rank matters.
 
-        All in float64: noise needs its tails, and the width is small.
+        `mass` is the sum of exp(scaled logit) that top_p refers to, if not the candidates' own. All
+        in float64: noise needs its tails, and the width is small.
         """
         temperature, top_k, top_p = self.temperature[rows], self.top_k[rows], self.top_p[rows]
         greedy = temperature == 0
@@ -145,11 +159,13 @@ class Sampler:
         if bool((top_p < 1).any()):
             probability = scaled.exp()
             reached = probability.cumsum(-1)
-            outside = reached - probability >= top_p * reached[:, -1:]
+            mass = reached[:, -1:] if mass is None else mass
+            outside = reached - probability >= top_p * mass
             scaled = scaled.masked_fill(outside & (top_p < 1), -math.inf)
         noise = gumbel(self.key[rows], self.step[rows], tokens)
         score = scaled + noise.masked_fill(greedy, 0.0)
-        best = score == score.amax(-1, keepdim=True)  # the lowest id among equals, as argmax takes
+        # the lowest id among equal candidates, as argmax takes
+        best = score == score.amax(-1, keepdim=True)
         return torch.where(best, tokens, torch.iinfo(torch.int64).max).amin(-1)
 
 
@@ -174,7 +190,7 @@ def gumbel(key: Tensor, step: Tensor, tokens: Tensor) -> Tensor:
     """
     row = _mix_tensor(key + (step + 1) * _signed(_GAMMA))
     bits = _mix_tensor(row + (tokens + 1) * _signed(_GAMMA))
-    uniform = (_shift(bits, 11).double() + 0.5) * 2.0**-53
+    uniform = (_shift(bits, 12).double() + 0.5) * 2.0**-52  # in (0, 1): never rounds to 1
     return -(-uniform.log()).log()
 
 

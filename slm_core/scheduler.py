@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
-from slm_core.sampling import SamplingParams
+from slm_core.sampling import BROKEN, SamplingParams
 from slm_core.tokenizer import StreamDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -47,8 +47,14 @@ class Sequence:
     params: SamplingParams
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    _text: str = ""
-    _decoder: StreamDecoder | None = None
+    error: str | None = None
+    _text: str | None = field(default=None, init=False, repr=False)  # if cut at a stop string
+    _streamed: str = field(default="", init=False, repr=False)
+    _decoder: StreamDecoder | None = field(default=None, init=False, repr=False)
+
+    @property
+    def ended(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
 
     @property
     def position(self) -> int:
@@ -56,7 +62,10 @@ class Sequence:
         return len(self.prompt_ids) + len(self.token_ids) - 1
 
     def append(self, token: int, tokenizer: Tokenizer) -> None:
-        """Takes the next token and sets `finish_reason` if it ends the sequence."""
+        """Takes the next token; sets `finish_reason`, or `error`, if it ends the sequence."""
+        if token == BROKEN:
+            self.error = "the model's logits are not finite numbers"
+            return
         if token == tokenizer.eos_id and not self.params.ignore_eos:
             self.finish_reason = "stop"
             return
@@ -68,20 +77,19 @@ class Sequence:
 
     def _reached_stop(self, token: int, tokenizer: Tokenizer) -> bool:
         self._decoder = self._decoder or tokenizer.stream()
-        searched = len(self._text)
-        self._text += self._decoder.push(token)
+        searched = len(self._streamed)
+        self._streamed += self._decoder.push(token)
         found = [
             at
             for stop in self.params.stop
-            if (at := self._text.find(stop, max(0, searched - len(stop) + 1))) >= 0
+            if (at := self._streamed.find(stop, max(0, searched - len(stop) + 1))) >= 0
         ]
         if found:
-            self._text = self._text[: min(found)]
+            self._text = self._streamed[: min(found)]
         return bool(found)
 
     def completion(self, tokenizer: Tokenizer) -> Completion:
-        stopped_by_string = self._decoder is not None and self.finish_reason == "stop"
-        text = self._text if stopped_by_string else tokenizer.decode(self.token_ids)
+        text = tokenizer.decode(self.token_ids) if self._text is None else self._text
         usage = Usage(len(self.prompt_ids), len(self.token_ids))
         return Completion(text, list(self.token_ids), self.finish_reason or "cancelled", usage)
 
@@ -130,15 +138,13 @@ class Scheduler:
         Returns those sequences, and the moves (source, target) that keep the live slots dense; the
         sequence to copy then sits at `live[target]`.
         """
-        finished = [s for s in (*self.live, *self.waiting) if s.finish_reason]
+        finished = [s for s in (*self.live, *self.waiting) if s.ended]
         if not finished:
             return [], []
-        self.waiting = deque(s for s in self.waiting if not s.finish_reason)
-        count = sum(not s.finish_reason for s in self.live)
-        holes = [slot for slot in range(count) if self.live[slot].finish_reason]
-        movers = [
-            slot for slot in range(count, len(self.live)) if not self.live[slot].finish_reason
-        ]
+        self.waiting = deque(s for s in self.waiting if not s.ended)
+        count = sum(not s.ended for s in self.live)
+        holes = [slot for slot in range(count) if self.live[slot].ended]
+        movers = [slot for slot in range(count, len(self.live)) if not self.live[slot].ended]
         moves = list(zip(movers, holes, strict=True))
         for source, target in moves:
             self.live[target] = self.live[source]

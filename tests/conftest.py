@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from slm_client.redis_server import RedisServer, free_port
+from slm_core import GPTConfig, save_checkpoint
+from tests.slm_core.conftest import random_model
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +21,8 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.stop()
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    return tmp_path / "data"
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights: fast, and any mistake in seeds or slots shows at once in the text."""
+    config = GPTConfig(n_layer=2, n_head=2, n_embd=64, context_length=512)
+    return save_checkpoint(random_model(config), tmp_path_factory.mktemp("models") / "tiny")

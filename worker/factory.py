@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from typing import Any
 
 from celery import Celery
@@ -19,9 +20,7 @@ from slm_jobs.manifest import Manifest
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from slm_jobs.tickets import queue_name
-from worker.host import Host
-
-log = logging.getLogger(__name__)
+from worker.host import MAX_THREADS, Host
 
 
 def create_host() -> Host:
@@ -32,7 +31,7 @@ def create_host() -> Host:
     except (SettingsError, ManifestError) as error:
         sys.exit(f"worker: {error}")
     # every thread may commit at once; leases must never wait for a connection
-    store = JobStore.from_settings(settings, max_connections=settings.slots + 2)
+    store = JobStore.from_settings(settings, max_connections=MAX_THREADS + 2)
     return Host(settings, manifest, store)
 
 
@@ -43,6 +42,12 @@ def create_app(host: Host) -> Celery:
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
         broker_transport_options={
+            # without these, a connection that went silent would hold the consumer for ever
+            "socket_timeout": 5,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+            "retry_on_timeout": True,
             "unacked_key": "slm:celery:unacked",
             "unacked_index_key": "slm:celery:unacked_index",
             "unacked_mutex_key": "slm:celery:unacked_mutex",
@@ -51,6 +56,7 @@ def create_app(host: Host) -> Celery:
         task_ignore_result=True,
         task_queues=[Queue(queue_name(model)) for model in host.manifest.models],
         worker_concurrency=host.concurrency,
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # threads cannot be cancelled
         worker_enable_remote_control=False,
         worker_pool="threads",
         worker_prefetch_multiplier=1,
@@ -74,9 +80,11 @@ def connect_signals(host: Host) -> None:
     def start(**_: Any) -> None:
         try:
             host.start()
-        except CheckpointError as error:  # Celery logs what a signal handler raises, and goes on
-            log.critical("%s", error)
-            sys.exit(1)
+        except CheckpointError as error:
+            sys.exit(f"worker: {error}")
+        except Exception:  # Celery would go on, and take tickets without an engine
+            traceback.print_exc()
+            sys.exit("worker: the engine cannot start, see above")
 
     @worker_shutting_down.connect(weak=False)
     def drain(**_: Any) -> None:

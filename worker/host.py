@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from functools import partial
 
 import torch
 
 from slm_core import Engine
 from slm_core.errors import SlmCoreError
 from slm_jobs.errors import StoreUnavailable
-from slm_jobs.manifest import Manifest
+from slm_jobs.manifest import Manifest, ModelSpec
 from slm_jobs.schemas import JobError, Work
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
@@ -40,7 +41,6 @@ class Host:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.concurrency = min(settings.slots, MAX_THREADS)
         self._batchers: dict[str, ContinuousBatcher] = {}
-        self._fingerprints: dict[str, str] = {}
         self._leases = Leases(
             store,
             worker=self.id,
@@ -48,40 +48,40 @@ class Host:
             slots=settings.slots,
             lease_seconds=settings.lease_seconds,
             heartbeat_seconds=settings.heartbeat_seconds,
+            stalled_for=lambda: max((b.stalled_for() for b in self._batchers.values()), default=0),
         )
         self._draining = threading.Event()
+        self._grace_over = threading.Event()
+        self._drainer = threading.Thread(target=self._drain, name="drain", daemon=True)
 
     def start(self) -> None:
         """Loads every model, then announces this worker. Raises CheckpointError."""
-        torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
         for name, spec in self.manifest.models.items():
             started = time.monotonic()
-            engine = Engine.from_checkpoint(
-                spec.checkpoint,
-                device=self.settings.device,
-                precision=spec.precision,
-                slots=self.settings.slots,
-            )
-            self.attach(name, ContinuousBatcher(engine, f"engine-{name}"), engine.fingerprint)
-            log.info(
-                "model %s ready after %.1f s: %s, %d slots, %d threads",
-                name,
-                time.monotonic() - started,
-                engine.fingerprint,
-                engine.slots,
-                torch.get_num_threads(),
-            )
+            batcher = ContinuousBatcher(partial(self._load, spec), f"engine-{name}")
+            self.attach(name, batcher)
+            seconds = time.monotonic() - started
+            log.info("model %s ready after %.1f s: %s", name, seconds, batcher.fingerprint)
         self._leases.start()
 
-    def attach(self, model: str, batcher: ContinuousBatcher, fingerprint: str) -> None:
+    def _load(self, spec: ModelSpec) -> Engine:
+        if self.settings.threads:  # else torch takes every core that this process may use
+            torch.set_num_threads(self.settings.threads)
+        return Engine.from_checkpoint(
+            spec.checkpoint,
+            device=self.settings.device,
+            precision=spec.precision,
+            slots=self.settings.slots,
+        )
+
+    def attach(self, model: str, batcher: ContinuousBatcher) -> None:
         """Serves `model` with a batcher, and starts it."""
-        self._batchers[model] = batcher
-        self._fingerprints[model] = fingerprint
         batcher.start()
+        self._batchers[model] = batcher
 
     def claim(self, model: str) -> Work | None:
         """The best waiting work, or None where nothing waits or this worker is leaving."""
-        if self._draining.is_set():
+        if self._draining.is_set() or model not in self._batchers:
             return None
         try:
             work = self.store.claim_next(model, worker=self.id)
@@ -98,9 +98,12 @@ class Host:
             self._run(work)
         except HandedBack:
             return  # still held: what is unfinished goes back in one call
-        except Exception:  # a mistake of ours: its lease ends, and that counts as a crash
-            log.exception("%s attempt %d: given up", work.id, work.attempt)
+        except Exception as error:  # a mistake of ours
+            log.exception("%s attempt %d: internal error", work.id, work.attempt)
+            self._fail(work, "internal_error", f"the worker failed: {type(error).__name__}")
         self._leases.release(work)
+        if self._draining.is_set() and not len(self._leases):
+            self._grace_over.set()
 
     def _run(self, work: Work) -> None:
         future = self._batchers[work.model].submit(to_requests(work))
@@ -119,7 +122,7 @@ class Host:
             self._fail(work, "engine_fault", str(error))
         else:
             outputs, usage = to_outputs(work, completions)
-            fingerprint = self._fingerprints[work.model]
+            fingerprint = self._batchers[work.model].fingerprint
             self._commit(
                 work, lambda: self.store.complete(work, outputs, usage, fingerprint=fingerprint)
             )
@@ -134,15 +137,20 @@ class Host:
     def drain(self) -> None:
         """Claims nothing more; what still runs after the grace period is handed back.
 
-        Returns at once: it is called from a signal handler.
+        A second call ends the grace. Returns at once: it is called from a signal handler.
         """
-        if not self._draining.is_set():
+        if self._draining.is_set():
+            self._grace_over.set()
+        else:
             self._draining.set()
-            threading.Thread(target=self._drain, name="drain", daemon=True).start()
+            self._drainer.start()
 
     def stop(self) -> None:
         """Hands back what still runs, ends the threads, and takes this worker off the list."""
         self._draining.set()
+        self._grace_over.set()
+        if self._drainer.ident is not None:
+            self._drainer.join(4 * self.settings.redis_timeout_seconds)
         self._hand_back()
         self._leases.stop(timeout=2 * self.settings.redis_timeout_seconds)
         with contextlib.suppress(StoreUnavailable):
@@ -150,10 +158,10 @@ class Host:
         self.store.close()
 
     def _drain(self) -> None:
-        log.info("draining: running jobs have %g s to end", self.settings.drain_seconds)
-        deadline = time.monotonic() + self.settings.drain_seconds
-        while len(self._leases) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        if len(self._leases):
+            log.info("draining: running jobs have %g s to end", self.settings.drain_seconds)
+            self._grace_over.wait(self.settings.drain_seconds)
+        self._grace_over.set()
         self._hand_back()
 
     def _hand_back(self) -> None:
@@ -172,8 +180,7 @@ class Host:
         self._commit(work, lambda: self.store.fail(work, error))
 
     def _commit(self, work: Work, write: Callable[[], bool]) -> None:
-        """Writes an outcome; while Redis is away, tries again for as long as it may count."""
-        deadline = time.monotonic() + 4 * self.settings.lease_seconds
+        """Writes an outcome; while Redis is away, tries again until this worker must leave."""
         pause = 0.1
         while True:
             try:
@@ -181,8 +188,7 @@ class Host:
                     log.warning("%s attempt %d is stale, not committed", work.id, work.attempt)
                 return
             except StoreUnavailable as error:
-                if time.monotonic() > deadline:
+                if self._grace_over.wait(pause):
                     log.error("%s: outcome lost, it will run again: %s", work.id, error)
                     return
-                time.sleep(pause)
                 pause = min(2 * pause, 2.0)

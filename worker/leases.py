@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.schemas import Work, WorkerInfo
@@ -16,12 +17,14 @@ from worker.batcher import Completions, HandedBack
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 1.0
+HUNG_SECONDS = 30.0
 
 
 class Leases:
     """Held work by id. One heartbeat for all of it, and this worker's share of the janitor's work.
 
-    Work whose lease turns out to be lost is cancelled: somebody else has it, or soon will.
+    Work whose lease turns out to be lost is cancelled: somebody else has it, or soon will. When
+    `stalled_for` exceeds `HUNG_SECONDS` the process ends: a hung engine must not keep its jobs.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class Leases:
         slots: int,
         lease_seconds: float,
         heartbeat_seconds: float,
+        stalled_for: Callable[[], float],
     ) -> None:
         self._store = store
         self._worker = worker
@@ -40,6 +44,7 @@ class Leases:
         self._slots = slots
         self._lease_seconds = lease_seconds
         self._interval = heartbeat_seconds
+        self._stalled_for = stalled_for
         self._held: dict[str, tuple[Work, Completions | None]] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -60,7 +65,10 @@ class Leases:
     def hold(self, work: Work, future: Completions | None = None) -> None:
         """Keeps the lease of `work` alive until `release`; cancels `future` if it is lost."""
         with self._lock:
+            before = self._held.get(work.id)
             self._held[work.id] = (work, future)
+        if before and before[0].attempt != work.attempt and before[1]:
+            before[1].cancel()  # an attempt of ours that was given up, and claimed again by us
 
     def release(self, work: Work) -> None:
         with self._lock:
@@ -96,6 +104,7 @@ class Leases:
     def _run(self) -> None:
         next_beat = next_sweep = 0.0
         while True:
+            self._end_if_hung()
             try:
                 if time.monotonic() >= next_beat:
                     self.beat()
@@ -110,6 +119,12 @@ class Leases:
                 log.exception("heartbeat or sweep failed")
             if self._stopped.wait(min(_TICK_SECONDS, self._interval)):
                 return
+
+    def _end_if_hung(self) -> None:
+        if (seconds := self._stalled_for()) > HUNG_SECONDS:
+            log.critical("no decode step has ended for %.0f s; ending this process", seconds)
+            logging.shutdown()
+            os._exit(1)  # threads that hang cannot be joined
 
 
 def _unfinished(future: Completions | None) -> bool:

@@ -5,16 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from slm_core import Engine, GPTConfig, load_checkpoint, save_checkpoint
+from slm_core import Engine, load_checkpoint
 from tests.e2e.service import Service
-from tests.slm_core.conftest import random_model
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights: fast, and any mistake in seeds or slots shows at once in the text."""
-    config = GPTConfig(n_layer=2, n_head=2, n_embd=64, context_length=512)
-    return save_checkpoint(random_model(config), tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

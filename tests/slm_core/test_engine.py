@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -184,3 +185,49 @@ def test_params_are_one_for_all_or_one_each(model: GPT) -> None:
         engine.generate(["a", "b"], [greedy(1)])
     assert engine.generate([], greedy(1)) == []
     assert len(engine.generate([7, 8], greedy(1))) == 1
+
+
+def test_stop_strings_may_span_tokens_and_split_characters(model: GPT) -> None:
+    """The text with a stop string that never comes equals the text without one."""
+    engine = Engine(model, slots=8)
+    prompts = random_prompts(8, [3, 9], seed=5)
+    params = SamplingParams(max_tokens=40, seed=3, ignore_eos=True)
+    free = engine.generate(prompts, params)
+    never = SamplingParams(max_tokens=40, seed=3, ignore_eos=True, stop=("never said",))
+    assert [c.text for c in engine.generate(prompts, never)] == [c.text for c in free]
+    for prompt, completion in zip(prompts, free, strict=True):
+        for start in range(0, len(completion.text) - 6, 11):
+            stop = completion.text[start : start + 6]
+            cut = SamplingParams(max_tokens=40, seed=3, ignore_eos=True, stop=(stop,))
+            [stopped] = engine.generate([prompt], cut)
+            if "\ufffd" in stop:  # part of a character that later tokens may still complete
+                continue
+            assert stopped.text == completion.text[: completion.text.index(stop)]
+
+
+def test_events_carry_the_text_and_nothing_else(model: GPT) -> None:
+    engine = Engine(model, slots=4)
+    sequence = engine.add("Once", SamplingParams(max_tokens=30, seed=11))
+    tokens: list[int] = []
+    while engine.has_work:
+        for event in engine.step():
+            assert event.sequence == sequence
+            if event.completion:
+                assert event.completion.token_ids == tokens
+            elif event.token is not None:
+                tokens.append(event.token)
+
+
+def test_slots_cost_no_memory_until_they_are_used() -> None:
+    config = GPTConfig(n_layer=8, n_head=8, n_embd=512, context_length=1024, vocab_size=100)
+    model = GPT(config)
+    before = psutil.Process().memory_info().rss
+    engine = Engine(model, slots=64)  # 2 GiB
+    engine.generate([[1, 2, 3]], greedy(4))
+    assert psutil.Process().memory_info().rss - before < 2**29
+
+
+def test_a_vocabulary_that_is_not_gpt2s_is_refused() -> None:
+    config = GPTConfig(n_layer=1, n_head=1, n_embd=8, context_length=8, vocab_size=60_000)
+    with pytest.raises(ValueError, match="60000"):
+        Engine(GPT(config))

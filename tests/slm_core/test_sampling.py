@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from slm_core import SamplingParams
 from slm_core.errors import InvalidParams
-from slm_core.sampling import CANDIDATES, Sampler, gumbel, top_candidates
+from slm_core.sampling import BROKEN, CANDIDATES, Sampler, gumbel, top_candidates
 
 CPU = torch.device("cpu")
 
@@ -30,6 +30,7 @@ def draws(logits: list[float], params: SamplingParams, count: int = 6_000) -> to
     "bad",
     [
         {"max_tokens": 0},
+        {"max_tokens": 2.5},
         {"temperature": -0.1},
         {"temperature": math.nan},
         {"temperature": math.inf},
@@ -72,6 +73,31 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(top_k: int | None) -> None:
     got = draws(logits, SamplingParams(temperature=1.0, top_k=top_k, top_p=0.7, seed=3))
     assert torch.allclose(got[:2], torch.tensor([0.625, 0.375]), atol=0.02)
     assert got[2:].sum() == 0
+
+
+def test_top_p_over_the_whole_vocabulary_is_exact() -> None:
+    """Whether the kept tokens fit the candidates (peaked) or not (flat), as a full sort says."""
+    generator = torch.Generator().manual_seed(0)
+    for scale, top_p in ((8.0, 0.9), (8.0, 0.999), (0.5, 0.5)):
+        logits = torch.randn(1, 2048, generator=generator) * scale
+        probability, order = logits.double().softmax(-1).sort(descending=True)
+        kept = order[0, : int((probability.cumsum(-1) < top_p).sum()) + 1]
+        sampler = Sampler(1, CPU)
+        sampler.assign(0, [SamplingParams(temperature=1.0, top_k=None, top_p=top_p, seed=5)])
+        noise = gumbel(sampler.key, sampler.step, kept[None])
+        expected = kept[(logits[0, kept].double() + noise[0]).argmax()]
+        assert sampler.draw(logits, 0).item() == expected
+
+
+def test_logits_that_are_not_numbers_draw_broken() -> None:
+    logits = torch.randn(3, 128)
+    logits[0, 70] = math.nan
+    logits[2] = -math.inf
+    sampler = Sampler(3, CPU)
+    sampler.assign(0, [SamplingParams(seed=1)] * 3)
+    drawn = sampler.draw(logits, 0).tolist()
+    assert (drawn[0], drawn[2]) == (BROKEN, BROKEN)
+    assert drawn[1] >= 0
 
 
 def test_zero_temperature_takes_the_lowest_of_equal_tokens() -> None:

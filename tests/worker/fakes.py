@@ -21,11 +21,14 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.live: dict[int, tuple[str, SamplingParams, int]] = {}
+        self.added: list[int] = []
         self.steps = 0
         self.largest = 0
         self.threads: set[int] = set()
         self._ids = itertools.count()
         self._cancelled: set[int] = set()
+
+    fingerprint = "fake/1"
 
     @property
     def has_work(self) -> bool:
@@ -36,6 +39,7 @@ class FakeEngine:
         if prompt == "long":
             raise PromptTooLong(100, params.max_tokens, 64)
         sequence = next(self._ids)
+        self.added.append(sequence)
         self.live[sequence] = (prompt, params, 0)
         self.largest = max(self.largest, len(self.live))
         return sequence

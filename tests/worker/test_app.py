@@ -63,3 +63,11 @@ def test_a_bad_checkpoint_ends_the_worker_with_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "bad model config" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_engine_that_cannot_start_ends_the_worker(checkpoint: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "models.toml"
+    manifest.write_text(f'[tiny]\ncheckpoint = "{checkpoint}"\n')
+    done = run_worker(SLM_MODELS_FILE=str(manifest), SLM_DEVICE="cuda", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 1
+    assert "the engine cannot start" in done.stderr

@@ -36,7 +36,7 @@ def make_host(store: JobStore, engine: FakeEngine, **settings: float) -> Host:
     spec = ModelSpec(name=MODEL, checkpoint=Path("unused"), context_length=64)
     values = {"slots": 4, "drain_seconds": 5.0, **settings}
     host = Host(Settings.model_validate(values), Manifest({MODEL: spec}), store)
-    host.attach(MODEL, ContinuousBatcher(engine), "fake/1")
+    host.attach(MODEL, ContinuousBatcher(lambda: engine))
     return host
 
 
@@ -220,8 +220,54 @@ def test_a_mistake_of_ours_does_not_hold_the_job_forever(
     assert work is not None
     monkeypatch.setattr(store, "complete", lambda *_, **__: 1 / 0)
     host.run(work)
-    store.clock_offset_ms = 20_000
-    host._leases.beat()
-    report = store.sweep()
-    assert report is not None
-    assert report.requeued == 1
+    error = store.get(work.id).error
+    assert error is not None
+    assert (error.code, error.message) == (
+        "internal_error",
+        "the worker failed: ZeroDivisionError",
+    )
+
+
+def test_a_job_taken_again_by_the_same_worker_runs_once(
+    host: Host, store: JobStore, engine: FakeEngine
+) -> None:
+    submit(store, "hold")
+    threads = []
+    for attempt in (1, 2):
+        threads.append(threading.Thread(target=serve, args=(host,), daemon=True))
+        threads[-1].start()
+        until(lambda: engine.live)
+        if attempt == 1:
+            store.clock_offset_ms = 60_000
+            store.sweep()
+    until(lambda: len(host._leases) == 1 and len(engine.live) == 1 and len(engine.added) == 2)
+    threads[0].join(5)
+    assert not threads[0].is_alive()
+
+
+def test_a_second_signal_ends_the_grace(store: JobStore, engine: FakeEngine) -> None:
+    host = make_host(store, engine, drain_seconds=60.0)
+    job_id = submit(store, "hold")
+    thread = threading.Thread(target=serve, args=(host,))
+    thread.start()
+    until(lambda: engine.live)
+    host.drain()
+    time.sleep(0.05)
+    assert store.get(job_id).status is JobStatus.RUNNING
+    host.drain()
+    thread.join(5)
+    host.stop()
+    assert store.get(job_id).status is JobStatus.QUEUED
+
+
+def test_a_hung_engine_ends_the_process(
+    store: JobStore, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make_host(store, engine)
+    ended = threading.Event()
+    monkeypatch.setattr("worker.leases.os._exit", lambda _: ended.set())
+    monkeypatch.setattr("worker.leases.logging.shutdown", lambda: None)
+    monkeypatch.setattr(host._batchers[MODEL], "stalled_for", lambda: 31.0)
+    host._leases.start()
+    assert ended.wait(5)
+    host.stop()
