@@ -28,7 +28,7 @@ from worker.translation import to_outputs, to_requests
 
 log = logging.getLogger(__name__)
 
-MAX_THREADS = 128
+MAX_THREADS = 128  # each holds one job
 
 
 class Host:
