@@ -72,17 +72,9 @@ def _from_environment() -> FastAPI:
         logging.basicConfig(
             level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
-        return create_app(settings, _store(settings))
+        return create_app(settings)
     except (SettingsError, ManifestError) as error:
-        wrong = str(error)
-    raise SystemExit(f"api: {wrong}")
-
-
-def _store(settings: Settings) -> JobStore:
-    try:
-        return JobStore.from_settings(settings)
-    except ValueError as error:
-        raise SystemExit(f"api: SLM_REDIS_URL: {error}") from None
+        raise SystemExit(f"api: {error}") from None
 
 
 def __getattr__(name: str) -> FastAPI:

@@ -21,7 +21,8 @@ class Lock:
     def __init__(self, data_dir: Path) -> None:
         """Raises StartError if another process holds it, or the folder cannot be written."""
         try:
-            data_dir.mkdir(parents=True, exist_ok=True)
+            # prompts and stories are nobody else's business
+            data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise StartError(f"cannot use {data_dir} as data folder: {error.strerror}") from None
@@ -107,8 +108,9 @@ def check_redis(url: str) -> None:
 
 
 def without_password(url: str) -> str:
-    """For the screen."""
-    return re.sub(r"//[^@/]*@", "//…@", url)
+    """For the screen: scheme, host, port and database only."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def write_manifest(model: Path, data_dir: Path) -> Path:

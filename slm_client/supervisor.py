@@ -124,10 +124,13 @@ class Supervisor:
         self._until(self._ready, deadline, _READY_TICK)
 
     def _until(self, check: Callable[[], bool], deadline: float, tick: float) -> None:
-        while not check():
-            for child in self._children():
+        while True:
+            good = check()
+            for child in self._children():  # afterwards: somebody else's server may have answered
                 if child.died():
                     raise StartError(f"{child.name} did not start: {child.obituary()}")
+            if good:
+                return
             if time.monotonic() > deadline:
                 logs = "\n".join(child.log_tail() for child in self._children())
                 raise StartError(f"not ready after {self._start_timeout:g} s.\n{logs}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from slm_jobs.errors import SettingsError
@@ -55,6 +56,18 @@ class Settings(BaseSettings):
         "INFO", description="Least severe log records to print."
     )
 
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("redis", "rediss", "unix") and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:  # the message must not quote the password
+            raise ValueError("must look like redis://127.0.0.1:6379/0")
+        return url
+
     @cached_property
     def heartbeat_seconds(self) -> float:
         """Three signs of life fit into a lease."""
@@ -66,5 +79,8 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            wrong = (f"SLM_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+            wrong = (
+                f"SLM_{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}"
+                for e in error.errors()
+            )
             raise SettingsError("; ".join(wrong)) from None

@@ -129,6 +129,7 @@ def write_stories(
         screen.print(
             f"Stopped: {tally.done} of {tally.total} rows are kept{where}.",
             style="yellow",
+            markup=False,
             soft_wrap=True,
         )
         raise

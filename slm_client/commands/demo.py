@@ -55,7 +55,7 @@ def demo(
             tally = write_stories(stack.url, rows, file, str(output), params)
         _show_some(output)
         screen.print(f"{tally.summary()}.", style="bold", soft_wrap=True)
-    screen.print(f"The stories are in {output}.", soft_wrap=True)
+    screen.print(f"The stories are in {output}.", markup=False, soft_wrap=True)
     if tally.failed:
         raise typer.Exit(1)
 

@@ -180,7 +180,7 @@ def test_uvicorn_ends_with_one_line_on_a_bad_manifest(tmp_path: Path) -> None:
     ("name", "value", "line"),
     [
         ("SLM_REDIS_TIMEOUT_SECONDS", "-1", "SLM_REDIS_TIMEOUT_SECONDS: Input should be"),
-        ("SLM_REDIS_URL", "nowhere", "SLM_REDIS_URL: Redis URL must specify"),
+        ("SLM_REDIS_URL", "nowhere", "SLM_REDIS_URL: must look like"),
     ],
 )
 def test_a_bad_setting_is_named(

@@ -100,6 +100,22 @@ def test_sigterm_hands_running_jobs_back(service: Service, reference: Engine) ->
     store.close()
 
 
+def test_a_second_sigterm_ends_the_grace(service: Service, reference: Engine) -> None:
+    service.env["SLM_DRAIN_SECONDS"] = "60"
+    patient = service.start_worker()
+    service.env["SLM_DRAIN_SECONDS"] = "0.3"
+    service.wait_for_workers(3)
+    bodies = requests(60, seed=5, longest=400)
+    ids = submit(service, bodies)
+    until(lambda: running(service, ids) >= 40, "all workers are busy")
+    service.workers.remove(patient)
+    patient.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    patient.send_signal(signal.SIGTERM)
+    assert patient.wait(10) == 0
+    assert texts(finish(service, ids)) == expected_texts(reference, bodies)
+
+
 def test_a_killed_redis_loses_nothing(service: Service, reference: Engine) -> None:
     bodies = requests(60, seed=4, longest=400)
     ids = submit(service, bodies)

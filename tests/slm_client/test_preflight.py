@@ -90,7 +90,7 @@ def test_addresses(host: str, url: str, loopback: bool) -> None:
 
 def test_a_given_redis(redis_server: RedisServer) -> None:
     preflight.check_redis(redis_server.url)
-    with pytest.raises(StartError, match=r"no Redis answers at redis://…@127\.0\.0\.1") as caught:
+    with pytest.raises(StartError, match=r"no Redis answers at redis://127\.0\.0\.1") as caught:
         preflight.check_redis(f"redis://:secret@127.0.0.1:{free_port()}/0")
     assert "secret" not in str(caught.value)
     for url in ("127.0.0.1:6379", "http://127.0.0.1", "redis://", "redis://127.0.0.1:port"):

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from slm_core import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from slm_core import (
+    GPT,
+    Engine,
+    GPTConfig,
+    SamplingParams,
+    load_checkpoint,
+    save_checkpoint,
+)
 from slm_core.errors import CheckpointError
 
 SHIPPED = Path(__file__).parents[2] / "slm_core" / "checkpoints" / "tinystories"
@@ -80,3 +87,14 @@ def test_presets_are_named() -> None:
     assert GPTConfig.preset("gpt2").n_layer == 12
     with pytest.raises(ValueError, match="tinystories"):
         GPTConfig.preset("nothing")
+
+
+def test_exactly_one_checkpoint_ships_and_it_tells_stories() -> None:
+    [weights] = (SHIPPED.parents[1]).rglob("model.safetensors")
+    assert weights.parent == SHIPPED
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 40e6
+    assert "CDLA-Sharing-1.0" in (SHIPPED / "README.md").read_text("utf-8")
+    engine = Engine.from_checkpoint(SHIPPED, device="cpu", slots=1)
+    [story] = engine.generate("Once upon a time", SamplingParams(max_tokens=60, temperature=0))
+    assert story.text.startswith(", there was a")
+    assert story.text.count(".") >= 3

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from slm_jobs.errors import SettingsError
 from slm_jobs.settings import PACKAGED_MANIFEST, Settings
 from slm_jobs.store import JobStore
 
@@ -74,3 +75,11 @@ def test_the_store_has_the_same_defaults() -> None:
 def test_a_store_from_settings_calls_nobody() -> None:
     with closing(JobStore.from_settings(Settings(redis_url="redis://nowhere.invalid:1/0"))):
         pass
+
+
+def test_a_bad_redis_url_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("redis://:se/cret@host", "http://:secret@host", "secret"):
+        monkeypatch.setenv("SLM_REDIS_URL", url)
+        with pytest.raises(SettingsError, match="SLM_REDIS_URL: must look like") as caught:
+            Settings.from_environment()
+        assert "cret" not in str(caught.value)

@@ -96,7 +96,15 @@ def test_celery_runs_a_ticket(app: Celery, real_redis: Redis) -> None:
     store = JobStore(real_redis)
     create(store)
     first = newest_message(real_redis)["headers"]["id"]
-    with start_worker(app, pool="threads", concurrency=2, perform_ping_check=False, queues=[QUEUE]):
+    worker = start_worker(
+        app,
+        pool="threads",
+        concurrency=2,
+        perform_ping_check=False,
+        queues=[QUEUE],
+        loglevel="WARNING",  # it becomes that of the root logger, and stays
+    )
+    with worker:
         create(store)  # the worker waits in BRPOP: a ticket wakes it
         assert both.wait(10)
 
