@@ -26,3 +26,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights: fast, and any mistake in seeds or slots shows at once in the text."""
     config = GPTConfig(n_layer=2, n_head=2, n_embd=64, context_length=512)
     return save_checkpoint(random_model(config), tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """Where a stack may keep its data; does not exist yet."""
+    return tmp_path / "data"
