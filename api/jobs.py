@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
 from api.admission import admit
 from api.body import json_bytes, parse
@@ -42,16 +42,19 @@ def router(store: JobStore, manifest: Manifest, tokenizer: Tokenizer) -> APIRout
             ),
         },
     )
-    def create_job(body: Annotated[bytes, Depends(json_bytes)], response: Response) -> Job:
+    def create_job(
+        body: Annotated[bytes, Depends(json_bytes)], request: Request, response: Response
+    ) -> Job:
         """Checks the request and queues it. Nothing is taken unless all of it is right.
 
         Poll the address in `Location` until `status` is `succeeded`, `failed`, `cancelled` or
         `expired`.
         """
-        request = parse(JobRequest, body)
-        model = admit(request, manifest, tokenizer)
-        job = _create(store, request, model.name)
-        response.headers["Location"] = f"/jobs/{job.id}"
+        wanted = parse(JobRequest, body)
+        model = admit(wanted, manifest, tokenizer)
+        job = _create(store, wanted, model.name)
+        root = request.scope.get("root_path", "").rstrip("/")  # where a proxy has put us
+        response.headers["Location"] = f"{root}/jobs/{job.id}"
         return job
 
     @routes.get(

@@ -123,3 +123,9 @@ def test_a_lost_reply_makes_no_second_job(
     assert response.status_code == 202
     assert calls == 2
     assert store.queue_depth("tiny") == 1
+
+
+def test_behind_a_proxy_the_address_has_its_prefix(client: TestClient) -> None:
+    behind = TestClient(client.app, root_path="/slm")
+    response = behind.post("/jobs", json=BODY)
+    assert response.headers["location"] == f"/slm/jobs/{response.json()['id']}"

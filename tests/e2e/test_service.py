@@ -38,11 +38,13 @@ def requests(count: int, seed: int, longest: int) -> list[dict[str, Any]]:
 
 
 def expected_texts(engine: Engine, bodies: list[dict[str, Any]]) -> list[str]:
+    """What the engine gives for each; in one batch, which is faster than one by one."""
     params = [SamplingParams(**{k: v for k, v in b.items() if k != "prompt"}) for b in bodies]
-    together = engine.generate([b["prompt"] for b in bodies], params)
-    for body, param, completion in list(zip(bodies, params, together, strict=True))[::20]:
-        assert engine.generate(body["prompt"], param) == [completion]  # as it is alone
-    return [completion.text for completion in together]
+    return [c.text for c in engine.generate([b["prompt"] for b in bodies], params)]
+
+
+def texts_alone(engine: Engine, bodies: list[dict[str, Any]]) -> list[str]:
+    return [text for body in bodies for text in expected_texts(engine, [body])]
 
 
 def submit(service: Service, bodies: list[dict[str, Any]]) -> list[str]:
@@ -66,7 +68,7 @@ def test_two_workers_share_200_jobs_and_each_runs_once(service: Service, referen
     bodies = requests(200, seed=1, longest=120)
     ids = submit(service, bodies)
     jobs = finish(service, ids)
-    assert texts(jobs) == expected_texts(reference, bodies)
+    assert texts(jobs) == texts_alone(reference, bodies)
     assert [job.raw["attempt"] for job in jobs] == [1] * 200
     store = redis.Redis.from_url(service.redis.url, decode_responses=True)
     ran_on = [store.hget(f"slm:job:{job_id}", "worker") for job_id in ids]
