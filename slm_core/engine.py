@@ -56,11 +56,11 @@ class Engine:
             raise ValueError(f"slots must be at least 1, not {slots}")
         if precision not in ("auto", "fp32"):
             raise ValueError(f"no precision {precision!r}; there are auto, fp32")
-        if model.config.vocab_size > Tokenizer().vocab_size:
+        self.tokenizer = Tokenizer()
+        if model.config.vocab_size > self.tokenizer.vocab_size:
             raise ValueError(f"a vocabulary of {model.config.vocab_size} is not GPT-2's")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer = Tokenizer()
         self.config = model.config
         self._decoder = Decoder(model, slots, torch.device(device))
         self._scheduler = Scheduler(
