@@ -69,9 +69,7 @@ def _from_environment() -> FastAPI:
     """The service as the environment describes it, or one line that says what is wrong there."""
     try:
         settings = Settings.from_environment()
-        logging.basicConfig(
-            level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        settings.configure_logging()
         return create_app(settings)
     except (SettingsError, ManifestError) as error:
         raise SystemExit(f"api: {error}") from None

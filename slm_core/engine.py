@@ -115,7 +115,10 @@ class Engine:
 
     def add(self, prompt: Prompt, params: SamplingParams) -> int:
         """Queues a prompt; returns the id that its events carry. Raises as `encode` does."""
-        sequence = Sequence(next(self._ids), self.encode(prompt, params), params)
+        return self._queue(self.encode(prompt, params), params)
+
+    def _queue(self, prompt_ids: list[int], params: SamplingParams) -> int:
+        sequence = Sequence(next(self._ids), prompt_ids, params)
         self._scheduler.add(sequence)
         return sequence.id
 
@@ -161,7 +164,7 @@ class Engine:
         if len(each) != len(many):
             raise ValueError(f"{len(many)} prompts, but {len(each)} params")
         encoded = [self.encode(prompt, p) for prompt, p in zip(many, each, strict=True)]
-        ids = [self.add(prompt, p) for prompt, p in zip(encoded, each, strict=True)]
+        ids = [self._queue(prompt_ids, p) for prompt_ids, p in zip(encoded, each, strict=True)]
         done: dict[int, Completion] = {}
         while self.has_work:
             for event in self.step():

@@ -99,6 +99,3 @@ class GPT(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [batch, time, vocab_size] of token ids [batch, time]."""
         return F.linear(self.hidden(ids), self.wte.weight)
-
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())

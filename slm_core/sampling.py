@@ -20,7 +20,6 @@ CANDIDATES = 64  # rows with top_k up to this share one vectorised pass
 BLOCK = 64  # logits come padded with -inf to a multiple of this
 BROKEN = -1  # drawn where logits are NaN or infinite
 
-_MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
@@ -83,21 +82,16 @@ class Sampler:
     def assign(self, first: int, params: Sequence[SamplingParams]) -> None:
         """Sets slots `first`, `first + 1`, ... to `params`, at step 0."""
         rows = slice(first, first + len(params))
-        columns = zip(
-            *(
-                (
-                    p.temperature,
-                    p.top_k or 0,
-                    p.top_p,
-                    _signed(_mix(secrets.randbits(63) if p.seed is None else p.seed)),
-                    0,
-                )
-                for p in params
-            ),
-            strict=True,
+        seeds = [secrets.randbits(63) if p.seed is None else p.seed for p in params]
+        columns = (
+            torch.tensor([p.temperature for p in params], dtype=torch.float64),
+            torch.tensor([p.top_k or 0 for p in params]),
+            torch.tensor([p.top_p for p in params], dtype=torch.float64),
+            _mix(torch.tensor(seeds) + _signed(_GAMMA)),
+            torch.zeros(len(params)),
         )
         for tensor, column in zip(self._tensors, columns, strict=True):
-            tensor[rows, 0] = torch.tensor(column, dtype=tensor.dtype)
+            tensor[rows, 0] = column.to(tensor)
         self._wide[rows] = [
             p.temperature > 0 and not 1 <= (p.top_k or 0) <= CANDIDATES for p in params
         ]
@@ -188,22 +182,14 @@ def gumbel(key: Tensor, step: Tensor, tokens: Tensor) -> Tensor:
 
     Counter-based (Salmon et al., 2011) with SplitMix64's mixer (Steele et al., 2014).
     """
-    row = _mix_tensor(key + (step + 1) * _signed(_GAMMA))
-    bits = _mix_tensor(row + (tokens + 1) * _signed(_GAMMA))
+    row = _mix(key + (step + 1) * _signed(_GAMMA))
+    bits = _mix(row + (tokens + 1) * _signed(_GAMMA))
     uniform = (_shift(bits, 12).double() + 0.5) * 2.0**-52  # in (0, 1): never rounds to 1
     return -(-uniform.log()).log()
 
 
-def _mix(value: int) -> int:
-    """SplitMix64's finaliser on a Python int."""
-    value = (value + _GAMMA) & _MASK
-    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
-    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
-    return value ^ (value >> 31)
-
-
-def _mix_tensor(value: Tensor) -> Tensor:
-    """The same on int64 tensors, whose products wrap."""
+def _mix(value: Tensor) -> Tensor:
+    """SplitMix64's finaliser; int64 products wrap."""
     value = (value ^ _shift(value, 30)) * _signed(_MIX_1)
     value = (value ^ _shift(value, 27)) * _signed(_MIX_2)
     return value ^ _shift(value, 31)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -72,6 +73,12 @@ class Settings(BaseSettings):
     def heartbeat_seconds(self) -> float:
         """Three signs of life fit into a lease."""
         return self.lease_seconds / 3
+
+    def configure_logging(self) -> None:
+        """One form of log lines for every process of the service."""
+        logging.basicConfig(
+            level=self.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
 
     @classmethod
     def from_environment(cls) -> Settings:

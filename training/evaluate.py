@@ -13,8 +13,8 @@ import torch.nn.functional as F
 import typer
 from numpy.typing import NDArray
 
-from slm_core import GPT, Tokenizer, load_checkpoint
-from training.prepare import TOKEN_DTYPE
+from slm_core import GPT, load_checkpoint
+from training.prepare import TOKEN_DTYPE, split_documents
 
 _BATCH = 16
 
@@ -26,8 +26,7 @@ def evaluate(model: GPT, tokens: NDArray[np.uint16], stories: int | None = None)
     Each document stands alone from position 0, cut to the context; every token but the first is
     predicted, its end-of-text too.
     """
-    ends = np.flatnonzero(tokens == Tokenizer().eos_id) + 1
-    documents = [d for d in np.split(tokens, ends) if len(d) > 1][:stories]
+    documents = [d for d in split_documents(tokens) if len(d) > 1][:stories]
     limit = model.config.context_length + 1
     documents = sorted((d[:limit].astype(np.int64) for d in documents), key=len)
     total = count = 0.0

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.progress import track
 
 from slm_core.tokenizer import END_OF_TEXT, Tokenizer
@@ -45,6 +46,12 @@ def read_documents(path: Path) -> Iterator[str]:
 def _joined(lines: list[str]) -> Iterator[str]:
     if text := "".join(lines).strip():
         yield text
+
+
+def split_documents(tokens: NDArray[np.uint16]) -> list[NDArray[np.uint16]]:
+    """The documents of a token file, each with the end-of-text token that ends it."""
+    ends = np.flatnonzero(tokens == Tokenizer().eos_id) + 1
+    return [document for document in np.split(tokens, ends) if len(document)]
 
 
 def tokenize(source: Path, target: Path) -> dict[str, int]:

@@ -16,11 +16,11 @@ import typer
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from slm_core import GPT, GPTConfig, Tokenizer, load_checkpoint, save_checkpoint
+from slm_core import GPT, GPTConfig, load_checkpoint, save_checkpoint
 from slm_core.errors import CheckpointError
 from training.evaluate import evaluate
 from training.optim import build_optimizers, set_learning_rate
-from training.prepare import TOKEN_DTYPE
+from training.prepare import TOKEN_DTYPE, split_documents
 from training.vocabulary import CompactVocabulary
 
 _WARMUP = 0.02
@@ -37,8 +37,7 @@ def batches(
 
     Every window begins with a document, as every prompt does.
     """
-    ends = np.flatnonzero(tokens == Tokenizer().eos_id) + 1
-    documents = [d for d in np.split(tokens, ends) if len(d)]
+    documents = split_documents(tokens)
     while True:
         order = rng.permutation(len(documents))
         stream = vocabulary.encode(np.concatenate([documents[i] for i in order]), rng)

@@ -70,9 +70,7 @@ def connect_signals(host: Host) -> None:
 
     @setup_logging.connect(weak=False)
     def log_like_the_api(**_: Any) -> None:
-        logging.basicConfig(
-            level=host.settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        host.settings.configure_logging()
         for name in ("celery.worker.strategy", "celery.app.trace"):  # two lines for each ticket
             logging.getLogger(name).setLevel(logging.WARNING)
 
