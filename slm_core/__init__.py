@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from slm_core.checkpoint import load_checkpoint, save_checkpoint
     from slm_core.config import GPTConfig
     from slm_core.engine import Engine
+    from slm_core.huggingface import export_huggingface, import_huggingface
     from slm_core.model import GPT
     from slm_core.sampling import SamplingParams
     from slm_core.scheduler import Completion
@@ -24,6 +25,8 @@ _HOME = {
     "GPTConfig": "config",
     "SamplingParams": "sampling",
     "Tokenizer": "tokenizer",
+    "export_huggingface": "huggingface",
+    "import_huggingface": "huggingface",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
 }
@@ -35,6 +38,8 @@ __all__ = [
     "GPTConfig",
     "SamplingParams",
     "Tokenizer",
+    "export_huggingface",
+    "import_huggingface",
     "load_checkpoint",
     "save_checkpoint",
 ]

@@ -6,12 +6,14 @@ Weights are only ever read from safetensors: loading a checkpoint never runs cod
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from slm_core.config import GPTConfig
 from slm_core.errors import CheckpointError
@@ -40,14 +42,11 @@ def save_checkpoint(
         name: tensor.detach().to("cpu", dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    partial = directory / f".{WEIGHTS}.partial"
-    save_file(weights, partial, metadata={"format": "pt"})
-    partial.chmod(0o644)  # safetensors leaves it to its owner; a server may be somebody else
-    partial.replace(directory / WEIGHTS)
+    write_weights(directory / WEIGHTS, weights)
     config = {"model": model.config.to_dict(), "tokenizer": Tokenizer.name}
-    _write(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+    write_text(directory / CONFIG, json.dumps(config, indent=2) + "\n")
     if card is not None:
-        _write(directory / CARD, card)
+        write_text(directory / CARD, card)
     return directory
 
 
@@ -59,12 +58,7 @@ def load_checkpoint(directory: str | Path) -> GPT:
     directory = Path(directory)
     config = read_config(directory)
     path = directory / WEIGHTS
-    try:
-        weights = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint at {directory}: {WEIGHTS} is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from None
+    weights = read_weights(path)
     with torch.device("meta"):
         model = GPT(config)
     try:
@@ -75,21 +69,63 @@ def load_checkpoint(directory: str | Path) -> GPT:
 
 
 def read_config(directory: str | Path) -> GPTConfig:
-    """The model shape that a checkpoint directory declares."""
+    """The model shape that a checkpoint directory declares. Raises CheckpointError."""
+    return GPTConfig.from_dict(_read(directory)["model"])
+
+
+def read_perplexity(directory: str | Path) -> dict[str, float]:
+    """Perplexity on a validation text by precision, as far as it was recorded for these weights."""
+    recorded = _read(directory).get("perplexity", {})
+    try:
+        return {precision: float(value) for precision, value in recorded.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"bad perplexity in {directory}/{CONFIG}: {error}") from None
+
+
+def record_perplexity(directory: str | Path, perplexity: Mapping[str, float]) -> None:
+    """Puts into a checkpoint's config what `read_perplexity` gives back."""
+    content = {**_read(directory), "perplexity": dict(perplexity)}
+    write_text(Path(directory) / CONFIG, json.dumps(content, indent=2) + "\n")
+
+
+def _read(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / CONFIG
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        tokenizer, shape = content["tokenizer"], content["model"]
+        tokenizer, _ = content["tokenizer"], content["model"]
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {directory}: {CONFIG} is missing") from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a checkpoint config: {error!r}") from None
     if tokenizer != Tokenizer.name:
         raise CheckpointError(f"{path} asks for tokenizer {tokenizer!r}; only 'gpt2' is known")
-    return GPTConfig.from_dict(shape)
+    return content
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises CheckpointError where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint at {path.parent}: {path.name} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+
+
+def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Writes a safetensors file under a temporary name and renames it."""
+    partial = _partial(path)
+    save_file(weights, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # safetensors leaves it to its owner; a server may be somebody else
+    partial.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file under a temporary name and renames it."""
+    partial = _partial(path)
     partial.write_text(text, "utf-8")
     partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
