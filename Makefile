@@ -5,18 +5,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help demo up test check format bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.runtime ## Start everything, turn examples/prompts.txt into stories.jsonl, stop
+demo: $(VENV)/.runtime $(VENV)/.kernels ## Start everything, turn examples/prompts.txt into stories.jsonl, stop
 	$(BIN)/slm demo
 
-up: $(VENV)/.runtime ## Start Redis, api and a worker; Ctrl-C stops them
+up: $(VENV)/.runtime $(VENV)/.kernels ## Start Redis, api and a worker; Ctrl-C stops them
 	$(BIN)/slm up
 
-test: $(VENV)/.dev ## Run all tests
+test: $(VENV)/.dev $(VENV)/.kernels ## Run all tests
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.dev ## Formatting, lint, types, import rules
@@ -34,7 +35,7 @@ bench: $(VENV)/.dev ## Measure engine and service (takes about 20 minutes)
 	$(BIN)/python -m benchmarks.service
 
 clean: ## Remove the virtual environment, caches and local data
-	rm -rf $(VENV) .slm stories.jsonl .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) .slm stories.jsonl slm_core/kernels/built .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -50,3 +51,8 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (once; PyTorch is large)"
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.runtime
+
+# The engine runs without them, on PyTorch alone; the build says what is missing.
+$(VENV)/.kernels: $(wildcard slm_core/kernels/*.*) $(VENV)/.runtime
+	$(BIN)/python -m slm_core.kernels.build || true
+	@touch $@

@@ -9,26 +9,27 @@ logits come padded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slm_core.config import GPTConfig
 from slm_core.kv_cache import POSITION_BUCKET, KVCache, round_up
+from slm_core.linear import Linear, Precision, pack_linear
 from slm_core.model import GPT
 from slm_core.sampling import BLOCK
 
 ROW_BUCKET = 8  # with fewer rows, matrix products take other paths and round differently
 _PROMPT_BUCKET = 16
 
-Linear = Callable[[Tensor], Tensor]
-
 
 class Decoder:
     """A GPT's weights, packed for inference, and the KV cache that they fill."""
 
-    def __init__(self, model: GPT, slots: int, device: torch.device) -> None:
+    def __init__(
+        self, model: GPT, slots: int, device: torch.device, precision: Precision = "fp32"
+    ) -> None:
         config = model.config
         self.config = config
         self.device = device
@@ -40,7 +41,7 @@ class Decoder:
             weights["wpe.weight"], (0, 0, 0, self.cache.positions - config.context_length)
         )
         self._layers = [
-            _Layer(weights, index, config.n_head, self.cache.head_dim - config.head_dim)
+            _Layer(weights, index, config, self.cache.head_dim - config.head_dim, precision)
             for index in range(config.n_layer)
         ]
         self._norm = (weights["ln_f.weight"], weights["ln_f.bias"])
@@ -48,7 +49,7 @@ class Decoder:
         padded = round_up(config.vocab_size, BLOCK) - config.vocab_size
         head = F.pad(self._tokens, (0, 0, 0, padded))
         bias = F.pad(torch.zeros(config.vocab_size, device=device), (0, padded), value=-math.inf)
-        self._head = pack_linear(head, bias)
+        self._head = pack_linear(head, bias, precision=precision)
         self._arange = torch.arange(max(self.cache.positions, capacity), device=device)
 
     def prompt_bucket(self, length: int) -> int:
@@ -61,11 +62,23 @@ class Decoder:
 
         Returns the logits [prompts, padded vocab] of each prompt's last position.
         """
+        count = len(prompts)
+        last = torch.tensor([len(p) - 1 for p in prompts], device=self.device)
+        x = self._hidden(prompts, first_slot)[self._arange[:count], last]
+        x = F.pad(x, (0, 0, 0, round_up(count, ROW_BUCKET) - count))
+        return self._logits(x)[:count]
+
+    def logits(self, prompt: list[int]) -> Tensor:
+        """Logits [time, padded vocab] of every position of a prompt, which then fills slot 0."""
+        return self._logits(self._hidden([prompt], 0)[0])[: len(prompt)]
+
+    def _hidden(self, prompts: list[list[int]], first_slot: int) -> Tensor:
+        """Last block's output [prompts, padded length, n_embd]."""
         count, length = len(prompts), self.prompt_bucket(len(prompts[0]))
         ids = torch.tensor(
             [p + [0] * (length - len(p)) for p in prompts], dtype=torch.int64, device=self.device
         )
-        x = self._tokens[ids] + self._positions[:length]
+        x: Tensor = self._tokens[ids] + self._positions[:length]
         causal = torch.full((length, length), -math.inf, device=self.device).triu(1)
         slots = slice(first_slot, first_slot + count)
         for index, layer in enumerate(self._layers):
@@ -74,9 +87,7 @@ class Decoder:
             keys[slots, :, :length] = k
             values[slots, :, :length] = v
             x = layer.rest(x, _attend(q, k, v, causal))
-        last = torch.tensor([len(p) - 1 for p in prompts], device=self.device)
-        x = x[self._arange[:count], last]
-        return self._logits(F.pad(x, (0, 0, 0, round_up(count, ROW_BUCKET) - count)))[:count]
+        return x
 
     def decode_step(self, tokens: Tensor, positions: Tensor, count: int, longest: int) -> Tensor:
         """One token for each of the first `count` slots.
@@ -109,18 +120,26 @@ class _Layer:
     """One transformer block's packed weights."""
 
     def __init__(
-        self, weights: dict[str, Tensor], index: int, n_head: int, head_padding: int
+        self,
+        weights: dict[str, Tensor],
+        index: int,
+        config: GPTConfig,
+        head_padding: int,
+        precision: Precision,
     ) -> None:
         def pair(name: str) -> tuple[Tensor, Tensor]:
             return weights[f"h.{index}.{name}.weight"], weights[f"h.{index}.{name}.bias"]
 
-        self._n_head = n_head
+        def linear(name: str, *, gelu: bool = False) -> Linear:
+            return pack_linear(*pair(name), precision=precision, gelu=gelu)
+
+        self._n_head = config.n_head
         self._head_padding = head_padding
         self._norm_1, self._norm_2 = pair("ln_1"), pair("ln_2")
-        self._qkv = pack_linear(*pair("attn.c_attn"))
-        self._project = pack_linear(*pair("attn.c_proj"))
-        self._expand = pack_linear(*pair("mlp.c_fc"), gelu=True)
-        self._contract = pack_linear(*pair("mlp.c_proj"))
+        self._qkv = linear("attn.c_attn")
+        self._project = linear("attn.c_proj")
+        self._expand = linear("mlp.c_fc", gelu=True)
+        self._contract = linear("mlp.c_proj")
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled query, key and value, each [batch, head, time, padded head_dim]."""
@@ -144,19 +163,3 @@ class _Layer:
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Plain attention. Unlike fused kernels it rounds a row the same at every padded length."""
     return torch.softmax(q @ k.transpose(-1, -2) + mask, dim=-1) @ v
-
-
-def pack_linear(weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Linear:
-    """x @ weight.T + bias, then tanh-GELU if asked, with weights [out, in] laid out once.
-
-    On CPU oneDNN's packed layout is 1.5 times as fast as a plain product, and rounds a row the same
-    for any number of rows from 2 up.
-    """
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 64)
-        linear = torch.ops.mkldnn._linear_pointwise
-        attribute, algorithm = ("gelu", "tanh") if gelu else ("none", "")
-        return lambda x: linear(x, packed, bias, attribute, [], algorithm)
-    if gelu:
-        return lambda x: F.gelu(F.linear(x, weight, bias), approximate="tanh")
-    return lambda x: F.linear(x, weight, bias)

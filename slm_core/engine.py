@@ -7,32 +7,30 @@ queues or clients.
 from __future__ import annotations
 
 import itertools
+import time
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
-from slm_core.checkpoint import load_checkpoint
-from slm_core.decoder import ROW_BUCKET, Decoder
+from slm_core.backend import Device, Kernels, open_backend
+from slm_core.checkpoint import load_checkpoint, read_perplexity
 from slm_core.errors import EngineError, InvalidParams, PromptTooLong
-from slm_core.kv_cache import round_up
+from slm_core.linear import Precision
 from slm_core.model import GPT
-from slm_core.sampling import Sampler, SamplingParams
+from slm_core.sampling import SamplingParams
 from slm_core.scheduler import Completion, Scheduler, Sequence
 from slm_core.tokenizer import Tokenizer
 
 Prompt = str | Seq[int]
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32"]
 
-_PREFILL_TOKENS = 1024  # padded; about the arithmetic of ten decode steps
+_PREFILL_TOKENS = 1024  # about the arithmetic of ten decode steps
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """A sequence got one more `token` of its text, or ended with a `completion` or an `error`."""
 
     sequence: int
@@ -42,34 +40,46 @@ class Event:
 
 
 class Engine:
-    """A model and `slots` sequences that it decodes at once."""
+    """A model and `slots` sequences that it decodes at once.
+
+    `precision` "auto" is the fastest of "fp32", "bf16" and "int8" that this machine offers and that
+    costs at most 1 % of `perplexity`, which names what the model reaches in each; unknown means
+    "fp32". `kernels` "auto" takes the native CPU kernels that suit the processor where they are
+    built, "none" PyTorch alone; a variant's name pins it, so that a fleet of different processors
+    rounds alike. `clock` tells seconds, for deadlines.
+
+    Raises ValueError for what this machine does not have.
+    """
 
     def __init__(
         self,
         model: GPT,
         *,
         device: Device = "auto",
-        precision: Precision = "auto",
+        precision: Literal["auto"] | Precision = "auto",
         slots: int = 64,
+        kernels: Kernels = "auto",
+        perplexity: Mapping[str, float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, not {slots}")
-        if precision not in ("auto", "fp32"):
-            raise ValueError(f"no precision {precision!r}; there are auto, fp32")
         self.tokenizer = Tokenizer()
         if model.config.vocab_size > self.tokenizer.vocab_size:
             raise ValueError(f"a vocabulary of {model.config.vocab_size} is not GPT-2's")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.config = model.config
-        self._decoder = Decoder(model, slots, torch.device(device))
-        self._scheduler = Scheduler(
-            slots, prefill_tokens=_PREFILL_TOKENS, prompt_bucket=self._decoder.prompt_bucket
+        self._backend, self.precision = open_backend(
+            model,
+            device=device,
+            precision=precision,
+            kernels=kernels,
+            slots=slots,
+            perplexity=perplexity or {},
         )
-        capacity = round_up(slots, ROW_BUCKET)
-        self._sampler = Sampler(capacity, self._decoder.device)
-        self._tokens = torch.zeros(capacity, dtype=torch.int64, device=device)
-        self._positions = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self._scheduler = Scheduler(
+            slots, prefill_tokens=_PREFILL_TOKENS, prompt_cost=self._backend.prompt_cost
+        )
+        self._clock = clock
         self._ids = itertools.count()
 
     @classmethod
@@ -77,19 +87,24 @@ class Engine:
         cls,
         path: str | Path,
         device: Device = "auto",
-        precision: Precision = "auto",
+        precision: Literal["auto"] | Precision = "auto",
         slots: int = 64,
+        kernels: Kernels = "auto",
     ) -> Engine:
-        """Loads a checkpoint directory. Raises CheckpointError."""
-        return cls(load_checkpoint(path), device=device, precision=precision, slots=slots)
+        """Loads a checkpoint directory. Raises CheckpointError, and ValueError as above."""
+        return cls(
+            load_checkpoint(path),
+            device=device,
+            precision=precision,
+            slots=slots,
+            kernels=kernels,
+            perplexity=read_perplexity(path),
+        )
 
     @property
     def fingerprint(self) -> str:
         """What the promise "same seed, same text" holds for."""
-        device = self._decoder.device.type
-        if device == "cpu":
-            device += "-" + torch.backends.cpu.get_cpu_capability().lower()
-        return f"fp32/{device}/torch-{torch.__version__}"
+        return f"{self.precision}/{self._backend.name}"
 
     @property
     def slots(self) -> int:
@@ -113,40 +128,64 @@ class Engine:
             raise PromptTooLong(len(ids), params.max_tokens, self.config.context_length)
         return ids
 
-    def add(self, prompt: Prompt, params: SamplingParams) -> int:
-        """Queues a prompt; returns the id that its events carry. Raises as `encode` does."""
-        return self._queue(self.encode(prompt, params), params)
+    def add(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> int:
+        """Queues a prompt; returns the id that its events carry. Raises as `encode` does.
 
-    def _queue(self, prompt_ids: list[int], params: SamplingParams) -> int:
-        sequence = Sequence(next(self._ids), prompt_ids, params)
+        A greater `priority` is admitted first, then the older. At the first step after `deadline`,
+        in seconds of the clock, the sequence ends with the text it has.
+        """
+        return self._queue(self.encode(prompt, params), params, priority, deadline)
+
+    def _queue(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> int:
+        sequence = Sequence(next(self._ids), prompt_ids, params, priority, deadline)
         self._scheduler.add(sequence)
         return sequence.id
 
     def cancel(self, sequence_id: int) -> None:
         """Ends a sequence at the next step, with the text it has. Unknown ids are ignored."""
-        for sequence in (*self._scheduler.live, *self._scheduler.waiting):
-            if sequence.id == sequence_id:
-                sequence.finish_reason = "cancelled"
+        self._scheduler.end(sequence_id, "cancelled")
 
     def reset(self) -> None:
         """Forgets every sequence, and whatever a failed step may have left behind."""
-        self._scheduler.live.clear()
-        self._scheduler.waiting.clear()
-        self._tokens.zero_()
-        self._positions.zero_()
-        self._decoder.cache.data.zero_()
+        self._scheduler.clear()
+        self._backend.reset()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Admits waiting sequences, decodes one token for each live one, frees finished slots."""
+        """Admits waiting sequences, moves every live one on by a token, frees finished slots."""
+        scheduler = self._scheduler
+        scheduler.expire(self._clock())
         events = self._release()
-        for group in self._scheduler.admit():
-            events += self._prefill(group)
-        events += self._release()
-        if self._scheduler.live:
-            events += self._decode()
+        running = len(scheduler.live)
+        admitted = [(sequence.prompt_ids, sequence.params) for sequence in scheduler.admit()]
+        if scheduler.live:
+            events += self._append(self._backend.step(running, admitted))
             events += self._release()
         return events
+
+    @torch.inference_mode()
+    def logits(self, ids: Seq[int]) -> torch.Tensor:
+        """Logits [time, vocab_size] after each of `ids`, in the arithmetic that serves.
+
+        Needs an idle engine. Raises PromptTooLong.
+        """
+        self._require_idle("logits()")
+        if len(ids) > self.config.context_length:
+            raise PromptTooLong(len(ids), 0, self.config.context_length)
+        return self._backend.logits(list(ids))
 
     def generate(
         self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams]
@@ -157,8 +196,7 @@ class Engine:
         each. Nothing runs unless every prompt fits. Raises as `encode` does, and EngineError where
         the model computes no numbers.
         """
-        if self.has_work:
-            raise RuntimeError("generate() needs an idle engine; add() and step() share one")
+        self._require_idle("generate()")
         many = _as_prompts(prompts)
         each = [params] * len(many) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(many):
@@ -175,40 +213,23 @@ class Engine:
                     done[event.sequence] = event.completion
         return [done[i] for i in ids]
 
-    def _prefill(self, group: list[Sequence]) -> list[Event]:
-        first = self._scheduler.live.index(group[0])
-        self._sampler.assign(first, [sequence.params for sequence in group])
-        logits = self._decoder.prefill([sequence.prompt_ids for sequence in group], first)
-        return self._sample(logits, first, group)
+    def _require_idle(self, what: str) -> None:
+        if self.has_work:
+            raise RuntimeError(f"{what} needs an idle engine; add() and step() share one")
 
-    def _decode(self) -> list[Event]:
-        live = self._scheduler.live
-        longest = max(sequence.position for sequence in live)
-        logits = self._decoder.decode_step(self._tokens, self._positions, len(live), longest)
-        return self._sample(logits, 0, live)
-
-    def _sample(self, logits: torch.Tensor, first: int, group: list[Sequence]) -> list[Event]:
-        slots = slice(first, first + len(group))
-        tokens = self._sampler.draw(logits, first)
-        self._tokens[slots] = tokens.clamp(min=0)
+    def _append(self, tokens: list[int]) -> list[Event]:
         events = []
-        for slot, (sequence, token) in enumerate(zip(group, tokens.tolist(), strict=True), first):
+        for sequence, token in zip(self._scheduler.live, tokens, strict=True):
             length = len(sequence.token_ids)
             sequence.append(token, self.tokenizer)
-            if sequence.error:
-                self._decoder.cache.clear(slot)
-            elif len(sequence.token_ids) > length:
+            if len(sequence.token_ids) > length:
                 events.append(Event(sequence.id, token=token))
-        self._positions[slots] = torch.tensor([sequence.position for sequence in group])
         return events
 
     def _release(self) -> list[Event]:
         finished, moves = self._scheduler.release()
         for source, target in moves:
-            self._decoder.cache.move(source, target, self._scheduler.live[target].position)
-            self._sampler.move(source, target)
-            self._tokens[target] = self._tokens[source]
-            self._positions[target] = self._positions[source]
+            self._backend.move(source, target)
         return [
             Event(s.id, error=s.error)
             if s.error

@@ -99,3 +99,7 @@ class GPT(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [batch, time, vocab_size] of token ids [batch, time]."""
         return F.linear(self.hidden(ids), self.wte.weight)
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """Logits [time, vocab_size] after each token of one sequence."""
+        return cast(Tensor, self(torch.tensor([ids], device=self.wte.weight.device))[0])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import groupby
+from heapq import heappop, heappush
 from typing import Literal
 
 from slm_core.sampling import BROKEN, SamplingParams
 from slm_core.tokenizer import StreamDecoder, Tokenizer
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Usage:
 class Completion:
     """A finished continuation: `text` without the prompt, `token_ids` without end-of-text.
 
-    `finish_reason` is `stop` at end-of-text or a stop string, `length` at max_tokens, else
-    `cancelled`.
+    `finish_reason` is `stop` at end-of-text or a stop string, `length` at max_tokens, `deadline` or
+    `cancelled` if something else came first.
     """
 
     text: str
@@ -40,11 +39,18 @@ class Completion:
 
 @dataclass(eq=False)
 class Sequence:
-    """One continuation in progress."""
+    """One continuation in progress.
+
+    A greater `priority` is admitted first, then the lower id. `deadline` is a time of the engine's
+    clock, in seconds.
+    """
 
     id: int
     prompt_ids: list[int]
     params: SamplingParams
+    priority: int = 0
+    deadline: float | None = None
+    admitted: bool = False
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: str | None = None
@@ -55,11 +61,6 @@ class Sequence:
     @property
     def ended(self) -> bool:
         return self.finish_reason is not None or self.error is not None
-
-    @property
-    def position(self) -> int:
-        """Where the last token goes, counted from 0."""
-        return len(self.prompt_ids) + len(self.token_ids) - 1
 
     def append(self, token: int, tokenizer: Tokenizer) -> None:
         """Takes the next token; sets `finish_reason`, or `error`, if it ends the sequence."""
@@ -95,42 +96,67 @@ class Sequence:
 
 
 class Scheduler:
-    """Waiting sequences in order of arrival; live ones in slots 0 ... n-1 without a gap."""
+    """Waiting sequences by priority, then age; live ones in slots 0 ... n-1 without a gap."""
 
     def __init__(
-        self, slots: int, *, prefill_tokens: int, prompt_bucket: Callable[[int], int]
+        self, slots: int, *, prefill_tokens: int, prompt_cost: Callable[[int], int]
     ) -> None:
         self.slots = slots
         self.live: list[Sequence] = []  # live[i] sits in slot i
-        self.waiting: deque[Sequence] = deque()
+        self._waiting: list[tuple[int, int, Sequence]] = []  # a heap; ended ones stay till popped
+        self._known: dict[int, Sequence] = {}  # by id: the live and the waiting
+        self._timed: list[tuple[float, int]] = []  # a heap of deadlines
+        self._dropped: list[Sequence] = []  # ended while they waited, not yet released
         self._prefill_tokens = prefill_tokens
-        self._prompt_bucket = prompt_bucket
+        self._prompt_cost = prompt_cost
 
     def __len__(self) -> int:
-        return len(self.live) + len(self.waiting)
+        return len(self._known)
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        """In the order of their admission."""
+        return [sequence for _, _, sequence in sorted(self._waiting) if not sequence.ended]
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        self._known[sequence.id] = sequence
+        heappush(self._waiting, (-sequence.priority, sequence.id, sequence))
+        if sequence.deadline is not None:
+            heappush(self._timed, (sequence.deadline, sequence.id))
 
-    def admit(self) -> list[list[Sequence]]:
-        """Moves waiting sequences into free slots; returns them in groups of one padded length.
+    def end(self, sequence_id: int, reason: FinishReason) -> None:
+        """Ends a sequence at the next release, with what it has. Ids not here are ignored."""
+        sequence = self._known.get(sequence_id)
+        if sequence and not sequence.ended:
+            sequence.finish_reason = reason
+            if not sequence.admitted:
+                self._dropped.append(sequence)
 
-        At least one, then as many as fit the slots and the padded tokens that one step may prefill,
+    def expire(self, now: float) -> None:
+        """Ends what has reached its deadline."""
+        while self._timed and self._timed[0][0] <= now:
+            self.end(heappop(self._timed)[1], "deadline")
+
+    def admit(self) -> list[Sequence]:
+        """Moves waiting sequences into the next free slots, and returns them, shortest first.
+
+        At least one, then as many as fit the slots and the prompt tokens that one step may prefill,
         so that running sequences never stall for long.
         """
         admitted: list[Sequence] = []
         budget = self._prefill_tokens
-        while self.waiting and len(self.live) + len(admitted) < self.slots:
-            budget -= self._bucket(self.waiting[0])
-            if admitted and budget < 0:
-                break
-            admitted.append(self.waiting.popleft())
-        admitted.sort(key=self._bucket)
+        while self._waiting and len(self.live) + len(admitted) < self.slots:
+            sequence = self._waiting[0][2]
+            if not sequence.ended:
+                budget -= self._prompt_cost(len(sequence.prompt_ids))
+                if admitted and budget < 0:
+                    break
+                sequence.admitted = True
+                admitted.append(sequence)
+            heappop(self._waiting)
+        admitted.sort(key=lambda s: len(s.prompt_ids))
         self.live += admitted
-        return [list(group) for _, group in groupby(admitted, self._bucket)]
-
-    def _bucket(self, sequence: Sequence) -> int:
-        return self._prompt_bucket(len(sequence.prompt_ids))
+        return admitted
 
     def release(self) -> tuple[list[Sequence], list[tuple[int, int]]]:
         """Frees the slots of finished sequences.
@@ -138,10 +164,10 @@ class Scheduler:
         Returns those sequences, and the moves (source, target) that keep the live slots dense; the
         sequence to copy then sits at `live[target]`.
         """
-        finished = [s for s in (*self.live, *self.waiting) if s.ended]
-        if not finished:
-            return [], []
-        self.waiting = deque(s for s in self.waiting if not s.ended)
+        ended, self._dropped = self._dropped, []
+        ended += [s for s in self.live if s.ended]
+        for sequence in ended:
+            del self._known[sequence.id]
         count = sum(not s.ended for s in self.live)
         holes = [slot for slot in range(count) if self.live[slot].ended]
         movers = [slot for slot in range(count, len(self.live)) if not self.live[slot].ended]
@@ -149,4 +175,9 @@ class Scheduler:
         for source, target in moves:
             self.live[target] = self.live[source]
         del self.live[count:]
-        return finished, moves
+        return ended, moves
+
+    def clear(self) -> None:
+        """Forgets every sequence."""
+        for container in (self.live, self._waiting, self._known, self._timed, self._dropped):
+            container.clear()

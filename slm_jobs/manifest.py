@@ -22,7 +22,7 @@ class ModelSpec(BaseModel):
 
     name: str
     checkpoint: Path
-    precision: Literal["auto", "fp32"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     context_length: int
 
 

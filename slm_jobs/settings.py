@@ -44,6 +44,11 @@ class Settings(BaseSettings):
         None, ge=1, description="CPU threads of a worker's engine; default: all cores."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where a worker decodes.")
+    kernels: Literal["auto", "none", "avx512", "avx2", "baseline"] = Field(
+        "auto",
+        description="Native CPU kernels of a worker: the best that is built and runs here, one for"
+        " a fleet of different processors, or none.",
+    )
     slice_seconds: float = Field(
         30.0, gt=0, description="How long a ticket claims work before it makes room for another."
     )

@@ -158,12 +158,13 @@ def main(
             if step % eval_every == 0 or progress >= 1.0:
                 stories = None if progress >= 1.0 else 100
                 full = vocabulary.expand(model, config)
+                val_loss = evaluate(full.logits, valid, context_length=time_, stories=stories)
                 entry = {
                     "step": step,
                     "tokens": step * batch * time_,
                     "seconds": round(elapsed, 1),
                     "train_loss": round(running, 4),
-                    "val_loss": round(evaluate(full, valid, stories), 4),
+                    "val_loss": round(val_loss, 4),
                 }
                 log.write(json.dumps(entry) + "\n")
                 bar.console.print(entry)

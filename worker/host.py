@@ -72,6 +72,7 @@ class Host:
             device=self.settings.device,
             precision=spec.precision,
             slots=self.settings.slots,
+            kernels=self.settings.kernels,
         )
 
     def attach(self, model: str, batcher: ContinuousBatcher) -> None:

@@ -1,9 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 
-from slm_core import GPT, GPTConfig
+from slm_core import GPT, Engine, GPTConfig, kernels
+
+KERNELS = ["none", *kernels.supported()]  # every way to compute that this machine has
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture(params=KERNELS)
+def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
+    """`Engine` on PyTorch alone, and on every variant of the kernels that runs here."""
+    return partial(Engine, kernels=request.param)
 
 
 def random_model(config: GPTConfig, seed: int = 0) -> GPT:

@@ -10,6 +10,7 @@ import torch
 
 from slm_core import GPT, GPTConfig
 from slm_core.decoder import Decoder
+from slm_core.linear import PRECISIONS, Precision
 from tests.slm_core.conftest import random_model
 
 CPU = torch.device("cpu")
@@ -68,14 +69,17 @@ def run(decoder: Decoder, prompts: list[list[int]], steps: int) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("threads")
-def test_logits_are_bitwise_independent_of_batch_mates(wide_model: GPT) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_logits_are_bitwise_independent_of_batch_mates(
+    wide_model: GPT, precision: Precision
+) -> None:
     rng = random.Random(1)
     prompts = [
         [rng.randrange(wide_model.config.vocab_size) for _ in range(rng.choice(LENGTHS))]
         for _ in range(SLOTS)
     ]
     with torch.inference_mode():
-        decoder = Decoder(wide_model, SLOTS, CPU)
+        decoder = Decoder(wide_model, SLOTS, CPU, precision)
         together = run(decoder, prompts, steps=3)
         for rows in ([0], [1, 2], [5, 40, 63], list(range(8, 17)), list(range(20, 51))):
             some = run(decoder, [prompts[i] for i in rows], steps=3)

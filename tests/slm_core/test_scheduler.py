@@ -13,48 +13,68 @@ SLOTS = 4
 BUDGET = 64
 
 
+def padded(length: int) -> int:
+    return -(-length // 16) * 16
+
+
 class Slots(RuleBasedStateMachine):
-    """`where` is the truth: the tensor rows that an engine would hold, moved as it is told."""
+    """`rows` is the truth: the tensor rows that an engine would hold, moved as it is told."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(
-            SLOTS, prefill_tokens=BUDGET, prompt_bucket=lambda n: -(-n // 16) * 16
-        )
+        self.scheduler = Scheduler(SLOTS, prefill_tokens=BUDGET, prompt_cost=padded)
         self.rows: list[Sequence | None] = [None] * SLOTS
         self.arrived: list[Sequence] = []
         self.ended: list[Sequence] = []
+        self.now = 0.0
 
-    @rule(length=st.integers(1, 100))
-    def add(self, length: int) -> None:
-        sequence = Sequence(len(self.arrived), [0] * length, SamplingParams())
+    @rule(
+        length=st.integers(1, 100),
+        priority=st.integers(-1, 2),
+        patience=st.none() | st.integers(0, 5),
+    )
+    def add(self, length: int, priority: int, patience: int | None) -> None:
+        deadline = None if patience is None else self.now + patience
+        ids = [0] * length
+        sequence = Sequence(len(self.arrived), ids, SamplingParams(), priority, deadline)
         self.arrived.append(sequence)
         self.scheduler.add(sequence)
 
     @rule()
     def admit(self) -> None:
         free = SLOTS - len(self.scheduler.live)
-        waiting = list(self.scheduler.waiting)
-        groups = self.scheduler.admit()
-        admitted = [s for group in groups for s in group]
-        for group in groups:
-            assert len({-(-len(s.prompt_ids) // 16) for s in group}) == 1
-            first = self.scheduler.live.index(group[0])
-            for slot, sequence in enumerate(group, first):
-                assert self.rows[slot] is None
-                self.rows[slot] = sequence
-        assert len(admitted) <= free
+        waiting = self.scheduler.waiting
+        assert waiting == sorted(waiting, key=lambda s: (-s.priority, s.id))
+        admitted = self.scheduler.admit()
+        for slot, sequence in enumerate(admitted, SLOTS - free):
+            assert self.rows[slot] is None
+            self.rows[slot] = sequence
         assert {s.id for s in admitted} == {s.id for s in waiting[: len(admitted)]}
-        padded = sum(-(-len(s.prompt_ids) // 16) * 16 for s in admitted)
-        assert padded <= BUDGET or len(admitted) == 1
+        lengths = [len(s.prompt_ids) for s in admitted]
+        assert lengths == sorted(lengths)
+        assert sum(map(padded, lengths)) <= BUDGET or len(admitted) == 1
         assert bool(admitted) == bool(free and waiting)
 
-    @precondition(lambda self: len(self.scheduler))
+    @precondition(lambda self: self.scheduler.live)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
-        candidates = [*self.scheduler.live, *self.scheduler.waiting]
-        for sequence in data.draw(st.lists(st.sampled_from(candidates), unique=True)):
-            sequence.finish_reason = "stop"
+        for sequence in data.draw(st.lists(st.sampled_from(self.scheduler.live), unique=True)):
+            sequence.finish_reason = sequence.finish_reason or "stop"
+
+    @rule(sequence_id=st.integers(0, 30))
+    def cancel(self, sequence_id: int) -> None:
+        """Whether it waits, runs, has ended, or never was."""
+        self.scheduler.end(sequence_id, "cancelled")
+        here = [s for s in self.arrived if s.id == sequence_id and s not in self.ended]
+        assert all(s.finish_reason for s in here)
+
+    @rule(seconds=st.integers(0, 3))
+    def time_passes(self, seconds: int) -> None:
+        self.now += seconds
+        self.scheduler.expire(self.now)
+        for sequence in self.arrived:
+            late = sequence.deadline is not None and sequence.deadline <= self.now
+            assert sequence.finish_reason or sequence in self.ended or not late
 
     @rule()
     def release(self) -> None:
@@ -64,6 +84,14 @@ class Slots(RuleBasedStateMachine):
         for source, target in moves:
             assert self.rows[target] is None
             self.rows[target], self.rows[source] = self.rows[source], None
+        assert not any(s.finish_reason for s in self.scheduler.live)
+
+    @precondition(lambda self: len(self.arrived) > 10)
+    @rule()
+    def clear(self) -> None:
+        self.scheduler.clear()
+        self.ended = list(self.arrived)
+        self.rows = [None] * SLOTS
 
     @invariant()
     def slots_are_dense_and_true(self) -> None:
@@ -73,8 +101,10 @@ class Slots(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_lost_or_doubled(self) -> None:
-        everyone = [*self.scheduler.live, *self.scheduler.waiting, *self.ended]
-        assert sorted(s.id for s in everyone) == [s.id for s in self.arrived]
+        held = [s.id for s in (*self.scheduler.live, *self.scheduler.waiting, *self.ended)]
+        dropped = [s.id for s in self.arrived if s.finish_reason and s.id not in held]
+        assert sorted(held + dropped) == [s.id for s in self.arrived]
+        assert len(self.scheduler) == len(self.arrived) - len(self.ended)
 
 
 TestSlots = Slots.TestCase

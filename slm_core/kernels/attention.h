@@ -1,0 +1,86 @@
+// Attention of one query over the keys and values of its slot, up to its own position.
+//
+// Keys of 16 positions stand together, [position / 16][dim][position % 16], so that 16 scores grow
+// side by side and no sum runs across lanes; values are [position][dim]. `dim` is a multiple of 16.
+// What a query gives depends on its length alone: prefill and decode round alike.
+#pragma once
+
+#include "simd.h"
+
+namespace slm {
+
+constexpr int KEY_BLOCK = 16;
+
+template <class T>
+inline void store_key(T* keys, int position, int dim, const float* key) {
+  T* to = keys + size_t(position / KEY_BLOCK) * KEY_BLOCK * dim + position % KEY_BLOCK;
+  for (int d = 0; d < dim; d++) to[d * KEY_BLOCK] = narrow_to<T>(key[d]);
+}
+
+template <class T>
+inline void store_value(T* values, int position, int dim, const float* value) {
+  T* to = values + size_t(position) * dim;
+  for (int d = 0; d < dim; d += W) narrow(to + d, load<vf>(value + d));
+}
+
+// Scores of one block of keys, in CHAINS interleaved sums over dim.
+template <class T>
+inline void score(const float* query, const T* keys, int dim, float* scores) {
+  constexpr int PARTS = KEY_BLOCK / W, CHAINS = PARTS == 4 ? 2 : 4;
+  vf sums[CHAINS][PARTS] = {};
+  for (int d = 0; d < dim; d += CHAINS, keys += CHAINS * KEY_BLOCK) {
+    __builtin_prefetch(keys + 2048 / sizeof(T));
+    if constexpr (CHAINS * KEY_BLOCK * sizeof(T) > 64) __builtin_prefetch(keys + (2048 + 64) / sizeof(T));
+    for (int c = 0; c < CHAINS; c++)
+      for (int part = 0; part < PARTS; part++)
+        sums[c][part] = madd(splat(query[d + c]), widen(keys + c * KEY_BLOCK + part * W), sums[c][part]);
+  }
+  for (int part = 0; part < PARTS; part++) {
+    vf total = sums[0][part] + sums[1][part];
+    if constexpr (CHAINS == 4) total += sums[2][part] + sums[3][part];
+    store(scores + part * W, total);
+  }
+}
+
+// N vectors of sum(weights[t] * values[t]), in two interleaved sums.
+template <int N, class T>
+inline void mix(const float* weights, const T* values, int length, int dim, float factor, float* out) {
+  vf even[N] = {}, odd[N] = {};
+  int t = 0;
+  for (; t + 1 < length; t += 2, values += 2 * size_t(dim)) {
+    vf w0 = splat(weights[t]), w1 = splat(weights[t + 1]);
+    for (int j = 0; j < N; j++) {
+      even[j] = madd(w0, widen(values + j * W), even[j]);
+      odd[j] = madd(w1, widen(values + dim + j * W), odd[j]);
+    }
+  }
+  if (t < length)
+    for (int j = 0; j < N; j++) even[j] = madd(splat(weights[t]), widen(values + j * W), even[j]);
+  for (int j = 0; j < N; j++) store(out + j * W, (even[j] + odd[j]) * splat(factor));
+}
+
+// softmax(query . keys) . values over the first `length` positions. `query` is scaled already;
+// `scores` has room for `length` rounded up to KEY_BLOCK.
+template <class T>
+inline void attend(const float* query, const T* keys, const T* values, int length, int dim,
+                   float* scores, float* out) {
+  int blocks = round_up(length, KEY_BLOCK) / KEY_BLOCK;
+  for (int b = 0; b < blocks; b++)
+    score(query, keys + size_t(b) * KEY_BLOCK * dim, dim, scores + b * KEY_BLOCK);
+  int end = blocks * KEY_BLOCK;
+  for (int t = length; t < end; t++) scores[t] = -INFINITY;
+  vf peak = load<vf>(scores);
+  for (int t = W; t < end; t += W) peak = vmax(peak, load<vf>(scores + t));
+  vf most = splat(largest(peak)), total = splat(0.0f);
+  for (int t = 0; t < end; t += W) {
+    vf weight = head(vexp(load<vf>(scores + t) - most), length - t);
+    store(scores + t, weight);
+    total += weight;
+  }
+  float factor = 1.0f / sum(total);
+  int d = 0;
+  for (; d + 4 * W <= dim; d += 4 * W) mix<4>(scores, values + d, length, dim, factor, out + d);
+  for (; d < dim; d += W) mix<1>(scores, values + d, length, dim, factor, out + d);
+}
+
+}  // namespace slm

@@ -1,0 +1,330 @@
+// A GPT's forward pass over a flat list of rows, each a (token, slot, position), and the draw of
+// their next tokens. One parallel region a step; nothing is shared but by row, panel or head, so a
+// row's bits depend on its own slot only, not on the other rows or the number of threads.
+//
+// The interface is C, for ctypes; slm_core/native.py owns every array that is passed in.
+#include <omp.h>
+
+#include <new>
+
+#include "attention.h"
+#include "linear.h"
+#include "sampling.h"
+
+namespace slm {
+
+struct Shape {
+  int32_t layers, heads, width, positions, vocab, cache_slots, cache_positions;
+  int head_dim() const { return width / heads; }
+  int padded_head_dim() const { return round_up(head_dim(), KEY_BLOCK); }
+};
+
+// fp32, row-major [out, in]; alive during creation, embeddings for as long as the model is.
+struct LayerWeights {
+  const float *norm_1, *norm_1_bias, *qkv, *qkv_bias, *project, *project_bias;
+  const float *norm_2, *norm_2_bias, *expand, *expand_bias, *contract, *contract_bias;
+};
+
+struct Weights {
+  const float *token_embedding, *position_embedding, *norm, *norm_bias;
+  const LayerWeights* layers;
+};
+
+struct Batch {
+  int32_t rows;
+  const int32_t *tokens, *slots, *positions;  // of each row
+  int32_t outputs;
+  const int32_t* output_rows;  // rows whose logits are wanted
+  Draw* draws;                 // of each output; null: no tokens
+  float* logits;               // [outputs, vocab]; null: none
+  int32_t threads;
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+  virtual void forward(const Batch& batch) = 0;
+};
+
+struct Norm {
+  int width;
+  Buffer<float> weight, bias;
+
+  Norm(const float* w, const float* b, int width)
+      : width(width), weight(allocate<float>(round_up(width, W))), bias(allocate<float>(round_up(width, W))) {
+    std::copy(w, w + width, weight.get());
+    std::copy(b, b + width, bias.get());
+  }
+
+  void apply(const float* x, float* y) const {
+    vf total = splat(0.0f), squares = splat(0.0f);
+    for (int i = 0; i < width; i += W) total += load<vf>(x + i);
+    vf mean = splat(sum(total) / width);
+    for (int i = 0; i < width; i += W) {
+      vf d = head(load<vf>(x + i) - mean, width - i);
+      squares = madd(d, d, squares);
+    }
+    vf inverse = splat(1.0f / std::sqrt(sum(squares) / width + 1e-5f));
+    for (int i = 0; i < width; i += W) {
+      vf d = (load<vf>(x + i) - mean) * inverse;
+      store(y + i, madd(d, load<vf>(weight.get() + i), load<vf>(bias.get() + i)));
+    }
+  }
+};
+
+template <class Kind>
+class Gpt final : public Model {
+  using Cache = typename Kind::Cache;
+
+  struct Layer {
+    Norm norm_1, norm_2;
+    Linear<Kind> qkv, project, expand, contract;
+
+    Layer(const LayerWeights& w, int width)
+        : norm_1(w.norm_1, w.norm_1_bias, width),
+          norm_2(w.norm_2, w.norm_2_bias, width),
+          qkv(w.qkv, w.qkv_bias, width, 3 * width),
+          project(w.project, w.project_bias, width, width),
+          expand(w.expand, w.expand_bias, width, 4 * width),
+          contract(w.contract, w.contract_bias, 4 * width, width) {}
+  };
+
+ public:
+  Gpt(const Shape& shape, const Weights& w, void* cache)
+      : shape_(shape),
+        tokens_(w.token_embedding),
+        positions_(w.position_embedding),
+        cache_(static_cast<Cache*>(cache)),
+        norm_(w.norm, w.norm_bias, shape.width),
+        head_(w.token_embedding, nullptr, shape.width, shape.vocab) {
+    layers_.reserve(shape.layers);
+    for (int i = 0; i < shape.layers; i++) layers_.emplace_back(w.layers[i], shape.width);
+  }
+
+  void forward(const Batch& batch) override {
+    reserve(batch);
+#pragma omp parallel num_threads(batch.threads)
+    {
+      embed(batch);
+      for (size_t i = 0; i < layers_.size(); i++) block(batch, layers_[i], int(i));
+      finish(batch);
+    }
+  }
+
+ private:
+  void reserve(const Batch& b) {
+    int width = shape_.width;
+    if (b.rows > rows_) {
+      rows_ = b.rows;
+      stream_stride_ = round_up(width, COLS);
+      qkv_stride_ = round_up(3 * width, COLS);
+      inner_stride_ = round_up(4 * width, COLS);
+      stream_ = allocate<float>(size_t(rows_) * stream_stride_);
+      qkv_ = allocate<float>(size_t(rows_) * qkv_stride_);
+      attended_ = allocate<float>(size_t(rows_) * stream_stride_);
+      inner_ = allocate<float>(size_t(rows_) * inner_stride_);
+      narrow_.resize(rows_, width);
+      wide_.resize(rows_, 4 * width);
+    }
+    if (b.threads > threads_ || b.outputs > outputs_) {
+      threads_ = std::max(b.threads, threads_);
+      outputs_ = std::max(b.outputs, outputs_);
+      last_.resize(outputs_, width);
+      collectors_.resize(size_t(threads_) * outputs_);
+      best_.resize(threads_);
+      scratch_.resize(threads_);
+      for (auto& s : scratch_) s.resize(std::max(round_up(shape_.positions, KEY_BLOCK), stream_stride_) + 2 * shape_.padded_head_dim());
+    }
+    wide_rows_.assign(b.outputs, -1);
+    int wide = 0;
+    for (int i = 0; b.draws && !b.logits && i < b.outputs; i++)
+      if (!b.draws[i].candidates()) wide_rows_[i] = wide++;
+    if (size_t(wide) * shape_.vocab > wide_logits_.size()) wide_logits_.resize(size_t(wide) * shape_.vocab);
+    for (int i = 0; b.draws && i < b.outputs; i++)
+      if (int keep = b.draws[i].candidates())
+        for (int t = 0; t < b.threads; t++) collectors_[size_t(t) * outputs_ + i].start(keep);
+  }
+
+  float* scratch() { return scratch_[omp_get_thread_num()].data(); }
+
+  void embed(const Batch& b) {
+    int width = shape_.width;
+#pragma omp for schedule(static)
+    for (int r = 0; r < b.rows; r++) {
+      const float* token = tokens_ + size_t(b.tokens[r]) * width;
+      const float* position = positions_ + size_t(b.positions[r]) * width;
+      float* x = stream_.get() + size_t(r) * stream_stride_;
+      for (int i = 0; i < width; i++) x[i] = token[i] + position[i];
+    }
+  }
+
+  void block(const Batch& b, const Layer& layer, int index) {
+    normalise(b, layer.norm_1);
+    layer.qkv.apply(narrow_, b.rows, b.threads, [&](int r, int column, const vf(&y)[VECTORS]) {
+      for (int j = 0; j < VECTORS; j++) store(qkv_.get() + size_t(r) * qkv_stride_ + column + j * W, y[j]);
+    });
+    attention(b, index);
+    add(layer.project, narrow_, b);
+    normalise(b, layer.norm_2);
+    layer.expand.apply(narrow_, b.rows, b.threads, [&](int r, int column, const vf(&y)[VECTORS]) {
+      for (int j = 0; j < VECTORS; j++)
+        store(inner_.get() + size_t(r) * inner_stride_ + column + j * W, gelu(y[j]));
+    });
+#pragma omp for schedule(static)
+    for (int r = 0; r < b.rows; r++) wide_.encode(r, inner_.get() + size_t(r) * inner_stride_);
+    add(layer.contract, wide_, b);
+  }
+
+  void normalise(const Batch& b, const Norm& norm) {
+#pragma omp for schedule(static)
+    for (int r = 0; r < b.rows; r++) {
+      norm.apply(stream_.get() + size_t(r) * stream_stride_, scratch());
+      narrow_.encode(r, scratch());
+    }
+  }
+
+  void add(const Linear<Kind>& linear, const Inputs<Kind>& x, const Batch& b) {
+    linear.apply(x, b.rows, b.threads, [&](int r, int column, const vf(&y)[VECTORS]) {
+      float* to = stream_.get() + size_t(r) * stream_stride_ + column;
+      for (int j = 0; j < VECTORS; j++) store(to + j * W, load<vf>(to + j * W) + y[j]);
+    });
+  }
+
+  Cache* cached(int layer, int which, int slot, int head) const {
+    size_t at = ((size_t(layer) * 2 + which) * shape_.cache_slots + slot) * shape_.heads + head;
+    return cache_ + at * shape_.cache_positions * shape_.padded_head_dim();
+  }
+
+  void attention(const Batch& b, int index) {
+    int width = shape_.width, heads = shape_.heads, dim = shape_.head_dim(), padded = shape_.padded_head_dim();
+#pragma omp for schedule(static)
+    for (int r = 0; r < b.rows; r++) {
+      float* row = scratch();
+      std::fill(row, row + padded, 0.0f);
+      for (int h = 0; h < heads; h++) {
+        const float* from = qkv_.get() + size_t(r) * qkv_stride_ + width + h * dim;
+        std::copy(from, from + dim, row);
+        store_key(cached(index, 0, b.slots[r], h), b.positions[r], padded, row);
+        std::copy(from + width, from + width + dim, row);
+        store_value(cached(index, 1, b.slots[r], h), b.positions[r], padded, row);
+      }
+    }
+    float scale = 1.0f / std::sqrt(float(dim));
+#pragma omp for schedule(dynamic, 4)
+    for (int item = 0; item < b.rows * heads; item++) {
+      int r = item / heads, h = item % heads;
+      float *query = scratch(), *out = query + padded, *scores = out + padded;
+      const float* from = qkv_.get() + size_t(r) * qkv_stride_ + h * dim;
+      for (int d = 0; d < padded; d++) query[d] = d < dim ? from[d] * scale : 0.0f;
+      attend(query, cached(index, 0, b.slots[r], h), cached(index, 1, b.slots[r], h), b.positions[r] + 1,
+             padded, scores, out);
+      std::copy(out, out + dim, attended_.get() + size_t(r) * stream_stride_ + h * dim);
+    }
+#pragma omp for schedule(static)
+    for (int r = 0; r < b.rows; r++) narrow_.encode(r, attended_.get() + size_t(r) * stream_stride_);
+  }
+
+  void finish(const Batch& b) {
+#pragma omp for schedule(static)
+    for (int i = 0; i < b.outputs; i++) {
+      norm_.apply(stream_.get() + size_t(b.output_rows[i]) * stream_stride_, scratch());
+      last_.encode(i, scratch());
+    }
+    int vocab = shape_.vocab;
+    Collector* mine = collectors_.data() + size_t(omp_get_thread_num()) * outputs_;
+    head_.apply(last_, b.outputs, b.threads, [&](int i, int column, const vf(&y)[VECTORS]) {
+      float* full = b.logits ? b.logits + size_t(i) * vocab : wide_logits(i);
+      if (full) {
+        float row[COLS];
+        for (int j = 0; j < VECTORS; j++) store(row + j * W, y[j]);
+        std::copy(row, row + std::min(COLS, vocab - column), full + column);
+      }
+      if (b.draws && b.draws[i].candidates()) mine[i].offer(y, column, vocab);
+    });
+    if (!b.draws) return;
+#pragma omp for schedule(dynamic, 1)
+    for (int i = 0; i < b.outputs; i++) draw(b, i);
+  }
+
+  float* wide_logits(int i) {
+    return wide_rows_[i] < 0 ? nullptr : wide_logits_.data() + size_t(wide_rows_[i]) * shape_.vocab;
+  }
+
+  void draw(const Batch& b, int i) {
+    Draw& d = b.draws[i];
+    auto& best = best_[omp_get_thread_num()];
+    best.clear();
+    if (d.candidates()) {
+      bool broken = false;
+      for (int t = 0; t < b.threads; t++) {
+        const Collector& c = collectors_[size_t(t) * outputs_ + i];
+        c.drain_into(best);
+        broken |= c.broken();
+      }
+      d.token = broken ? BROKEN : draw_from(d, best);
+    } else {
+      d.token = draw_wide(d, b.logits ? b.logits + size_t(i) * shape_.vocab : wide_logits(i), shape_.vocab, best);
+    }
+    d.step++;
+  }
+
+  Shape shape_;
+  const float *tokens_, *positions_;
+  Cache* cache_;
+  std::vector<Layer> layers_;
+  Norm norm_;
+  Linear<Kind> head_;
+
+  int rows_ = 0, outputs_ = 0, threads_ = 0;
+  int stream_stride_ = 0, qkv_stride_ = 0, inner_stride_ = 0;
+  Buffer<float> stream_{nullptr, free}, qkv_{nullptr, free}, attended_{nullptr, free}, inner_{nullptr, free};
+  Inputs<Kind> narrow_, wide_, last_;
+  std::vector<Collector> collectors_;  // [thread][output]
+  std::vector<std::vector<Candidate>> best_;
+  std::vector<std::vector<float>> scratch_;
+  std::vector<int> wide_rows_;
+  std::vector<float> wide_logits_;
+};
+
+}  // namespace slm
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// 1 if this processor runs what was compiled for `variant`. Only to be asked of the baseline.
+int slm_supports(const char* variant) {
+#if defined(__x86_64__)
+  if (!strcmp(variant, "avx512"))
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("avx512bf16");
+  if (!strcmp(variant, "avx2"))
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+#endif
+  return !strcmp(variant, "baseline");
+}
+
+// Null where memory runs out, or there is no such precision.
+slm::Model* slm_create(const slm::Shape* shape, const slm::Weights* weights, const char* precision, void* cache) {
+  try {
+    if (!strcmp(precision, "fp32")) return new slm::Gpt<slm::Fp32>(*shape, *weights, cache);
+    if (!strcmp(precision, "bf16")) return new slm::Gpt<slm::Bf16>(*shape, *weights, cache);
+    if (!strcmp(precision, "int8")) return new slm::Gpt<slm::Int8>(*shape, *weights, cache);
+  } catch (const std::bad_alloc&) {
+  }
+  return nullptr;
+}
+
+// 0, or 1 where memory runs out; then nothing was done.
+int slm_forward(slm::Model* model, const slm::Batch* batch) {
+  try {
+    model->forward(*batch);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+void slm_destroy(slm::Model* model) { delete model; }
+}

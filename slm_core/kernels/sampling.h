@@ -1,0 +1,204 @@
+// From logits to tokens, as slm_core/sampling.py does it, which see for sources and meaning.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "simd.h"
+
+namespace slm {
+
+constexpr int CANDIDATES = 64;  // rows with top_k up to this never need all their logits
+constexpr int32_t BROKEN = -1;  // drawn where a logit is NaN or infinite
+
+// One row's parameters; the same struct stands in slm_core/native.py.
+struct Draw {
+  double temperature;
+  double top_p;
+  uint64_t key;
+  int64_t step;
+  int32_t top_k;  // 0: all
+  int32_t token;  // out
+
+  // How many of the best logits decide; 0: more than CANDIDATES.
+  int candidates() const {
+    if (temperature == 0) return 1;
+    return top_k >= 1 && top_k <= CANDIDATES ? top_k : 0;
+  }
+};
+
+struct Candidate {
+  float logit;
+  int32_t token;
+  // a total order, so that the best are the same in whichever order they were met
+  bool operator<(const Candidate& other) const {
+    return logit != other.logit ? logit > other.logit : token < other.token;
+  }
+};
+
+// The best `keep` of a stream of logits: all that reach the worst of the best so far are taken
+// down, and sorted out when there is no more room.
+class Collector {
+ public:
+  void start(int keep) {
+    keep_ = keep;
+    count_ = 0;
+    bound_ = -INFINITY;
+    broken_ = false;
+  }
+
+  template <int N>
+  void offer(const vf (&v)[N], int first_token, int vocab) {
+    uint64_t mask = 0;
+    for (int j = 0; j < N; j++) mask |= uint64_t(reaches(v[j], splat(bound_))) << (j * W);
+    if (mask) take(v, mask, first_token, vocab);
+  }
+
+  bool broken() const { return broken_; }
+  void drain_into(std::vector<Candidate>& to) const { to.insert(to.end(), best_, best_ + count_); }
+
+ private:
+  template <int N>
+  __attribute__((noinline)) void take(const vf (&v)[N], uint64_t mask, int first_token, int vocab) {
+    if (count_ + N * W > ROOM) shrink();
+    float logits[N * W];
+    for (int j = 0; j < N; j++) store(logits + j * W, v[j]);
+    for (; mask; mask &= mask - 1) {
+      int i = __builtin_ctzll(mask);
+      if (first_token + i >= vocab) break;
+      broken_ |= !(logits[i] < INFINITY);
+      best_[count_++] = {logits[i], first_token + i};
+    }
+  }
+
+  void shrink() {
+    if (count_ <= keep_) return;
+    std::nth_element(best_, best_ + keep_ - 1, best_ + count_);
+    count_ = keep_;
+    bound_ = best_[keep_ - 1].logit;
+  }
+
+  static constexpr int ROOM = 4 * CANDIDATES;
+  int keep_ = 1, count_ = 0;
+  float bound_ = 0;
+  bool broken_ = false;
+  Candidate best_[ROOM];
+};
+
+inline uint64_t mix64(uint64_t z) {  // SplitMix64's finaliser
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+  return z ^ (z >> 31);
+}
+
+constexpr uint64_t GAMMA = 0x9E3779B97F4A7C15ull;
+
+// The argmax of scaled logit + Gumbel noise, offered in any order; the lowest token among equals.
+//
+// With u the row's uniform number, -log(-log u) <= -log(1 - u): most tokens cannot win whatever
+// their exact noise, and cost one hash and one exp in fp32 instead of two logs in fp64.
+class Race {
+ public:
+  Race(const Draw& draw, float best)
+      : row_(mix64(draw.key + uint64_t(draw.step + 1) * GAMMA)), temperature_(draw.temperature), best_(best) {}
+
+  double scaled(float logit) const { return double(logit - best_) / temperature_; }
+
+  void run(const Candidate* from, size_t count) {
+    constexpr int MANY = 64;
+    for (size_t at = 0; at < count; at += MANY) {
+      int n = int(std::min<size_t>(MANY, count - at));
+      const Candidate* c = from + at;
+      uint64_t random[MANY];
+      float chance[MANY] = {};
+      for (int i = 0; i < n; i++) random[i] = mix64(row_ + uint64_t(int64_t(c[i].token) + 1) * GAMMA) >> 12;
+      for (int i = 0; i < n; i++) chance[i] = float(std::max(scaled(c[i].logit) - score_, -80.0));
+      for (int i = 0; i < n; i += W) store(chance + i, vexp(load<vf>(chance + i)));
+      for (int i = 0; i < n; i++) {
+        float left = (float((1ull << 52) - random[i]) - 0.5f) * 0x1p-52f;  // 1 - u
+        if (left * 0.9999f > chance[i]) continue;
+        double uniform = (double(random[i]) + 0.5) * 0x1p-52;
+        enter(scaled(c[i].logit) - std::log(-std::log(uniform)), c[i].token);
+      }
+    }
+  }
+
+  int32_t winner() const { return token_; }
+
+ private:
+  void enter(double score, int32_t token) {
+    if (score > score_ || (score == score_ && token < token_)) {
+      score_ = score;
+      token_ = token;
+    }
+  }
+
+  uint64_t row_;
+  double temperature_;
+  float best_;
+  double score_ = -INFINITY;
+  int32_t token_ = std::numeric_limits<int32_t>::max();
+};
+
+// How many of the candidates, best first, together reach top_p of `mass`.
+inline size_t nucleus(const Draw& draw, const Race& race, const Candidate* sorted, size_t count, double mass) {
+  double reached = 0;
+  for (size_t i = 0; i < count; i++) {
+    if (reached >= draw.top_p * mass) return i;
+    reached += std::exp(race.scaled(sorted[i].logit));
+  }
+  return count;
+}
+
+inline int32_t draw_from(const Draw& draw, std::vector<Candidate>& best) {
+  if (best.empty()) return BROKEN;
+  size_t keep = std::min(best.size(), size_t(draw.temperature == 0 ? 1 : draw.top_k));
+  std::partial_sort(best.begin(), best.begin() + keep, best.end());
+  if (best[0].logit == -INFINITY) return BROKEN;
+  if (draw.temperature == 0) return best[0].token;
+  Race race(draw, best[0].logit);
+  if (draw.top_p < 1) {
+    double mass = 0;
+    for (size_t i = 0; i < keep; i++) mass += std::exp(race.scaled(best[i].logit));
+    keep = nucleus(draw, race, best.data(), keep, mass);
+  }
+  race.run(best.data(), keep);
+  return race.winner();
+}
+
+// A row that needs more than its best CANDIDATES: top_k beyond them, or none.
+inline int32_t draw_wide(const Draw& draw, const float* logits, int vocab, std::vector<Candidate>& all) {
+  all.resize(vocab);
+  for (int i = 0; i < vocab; i++) {
+    if (!(logits[i] < INFINITY)) return BROKEN;
+    all[i] = {logits[i], i};
+  }
+  if (draw.top_k) {
+    if (draw.top_k < vocab) {
+      std::nth_element(all.begin(), all.begin() + draw.top_k - 1, all.end());
+      all.resize(draw.top_k);
+    }
+    return draw_from(draw, all);
+  }
+  std::swap(all[0], *std::min_element(all.begin(), all.end()));  // a fast runner sets the pace
+  if (all[0].logit == -INFINITY) return BROKEN;
+  Race race(draw, all[0].logit);
+  if (draw.top_p < 1) {
+    double mass = 0;
+    for (int i = 0; i < vocab; i++) mass += std::exp(race.scaled(logits[i]));
+    for (size_t guess = CANDIDATES;; guess = std::min(all.size(), 8 * guess)) {
+      guess = std::min(guess, all.size());
+      std::partial_sort(all.begin(), all.begin() + guess, all.end());
+      size_t keep = nucleus(draw, race, all.data(), guess, mass);
+      if (keep == guess && guess < all.size()) continue;
+      all.resize(keep);
+      break;
+    }
+  }
+  race.run(all.data(), all.size());
+  return race.winner();
+}
+
+}  // namespace slm

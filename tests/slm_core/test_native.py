@@ -1,0 +1,187 @@
+"""The kernels against PyTorch: same logits, same draws, and bitwise the same in any company."""
+
+from __future__ import annotations
+
+import math
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm_core import GPT, GPTConfig, SamplingParams, kernels
+from slm_core.kv_cache import round_up
+from slm_core.linear import PRECISIONS, Precision
+from slm_core.native import NativeBackend
+from slm_core.sampling import BLOCK, BROKEN, Sampler
+from slm_core.torch_backend import TorchBackend
+from tests.slm_core.conftest import KERNELS, random_model
+
+VARIANTS = KERNELS[1:]
+SHAPES = [
+    GPTConfig(n_layer=2, n_head=2, n_embd=64, context_length=96, vocab_size=512),
+    GPTConfig(n_layer=2, n_head=6, n_embd=192, context_length=96, vocab_size=50257),
+    GPTConfig(n_layer=1, n_head=6, n_embd=384, context_length=96, vocab_size=1000),
+    GPTConfig(n_layer=2, n_head=5, n_embd=35, context_length=50, vocab_size=301),
+    GPTConfig(n_layer=1, n_head=1, n_embd=3, context_length=20, vocab_size=7),
+]
+
+pytestmark = pytest.mark.skipif(not VARIANTS, reason="no kernels are built")
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=lambda c: f"{c.n_embd}x{c.vocab_size}")
+def shaped(request: pytest.FixtureRequest) -> GPT:
+    return random_model(request.param)
+
+
+def some_ids(model: GPT, length: int, seed: int = 0) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(model.config.vocab_size) for _ in range(length)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_logits_equal_pytorchs(shaped: GPT, variant: str, precision: Precision) -> None:
+    ids = some_ids(shaped, shaped.config.context_length)
+    native = NativeBackend(shaped, 2, precision, variant).logits(ids)
+    with torch.inference_mode():
+        twin = TorchBackend(shaped, 2, torch.device("cpu"), precision).logits(ids)
+        exact = shaped.logits(ids)
+    if precision == "fp32":
+        torch.testing.assert_close(native, exact, rtol=1e-4, atol=1e-3)
+    # rounding differs: the kernels keep keys and values in bf16
+    spread = exact.std()
+    assert (native - twin).abs().mean() <= {"fp32": 1e-5, "bf16": 0.03, "int8": 0.06}[
+        precision
+    ] * spread
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    shape=st.sampled_from(SHAPES[:4]),
+    precision=st.sampled_from(PRECISIONS),
+    slots=st.integers(1, 12),
+    threads=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 999),
+)
+def test_rows_are_bitwise_independent(
+    variant: str, shape: GPTConfig, precision: Precision, slots: int, threads: int, seed: int
+) -> None:
+    """However sequences are cut into steps, whatever runs beside, in whichever slot."""
+    rng = random.Random(seed)
+    model = random_model(shape)
+    sequences = [some_ids(model, rng.randint(1, 50), i) for i in range(slots)]
+    alone = NativeBackend(model, 1, precision, variant)
+    expected = [alone.logits(ids).numpy() for ids in sequences]
+    together = NativeBackend(model, slots, precision, variant)
+    done = [0] * slots
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        while any(n < len(ids) for n, ids in zip(done, sequences, strict=True)):
+            rows = [
+                (slot, position)
+                for slot in rng.sample(range(slots), slots)
+                for position in range(len(sequences[slot]))[done[slot] :][: rng.choice([0, 1, 30])]
+            ]
+            logits = np.empty((len(rows), shape.vocab_size), np.float32)
+            together.forward(
+                np.array([sequences[slot][position] for slot, position in rows]),
+                np.array([slot for slot, _ in rows]),
+                np.array([position for _, position in rows]),
+                np.arange(len(rows)),
+                logits=logits,
+            )
+            for row, (slot, position) in enumerate(rows):
+                assert np.array_equal(logits[row], expected[slot][position])
+                done[slot] += 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    temperature=st.sampled_from([0.0, 1e-3, 0.8, 1.0, 3.0]),
+    top_k=st.sampled_from([None, 1, 2, 40, 64, 65, 300, 511, 512, 9999]),
+    top_p=st.sampled_from([0.01, 0.5, 0.95, 0.9999, 1.0]),
+    scale=st.sampled_from([0.05, 1.0]),
+)
+def test_draws_equal_the_samplers(
+    variant: str, seed: int, temperature: float, top_k: int | None, top_p: float, scale: float
+) -> None:
+    """From the same logits."""
+    model = random_model(SHAPES[0])
+    with torch.no_grad():
+        model.ln_f.weight.mul_(scale)
+        model.ln_f.bias.mul_(scale)
+    vocab = model.config.vocab_size
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    backend = NativeBackend(model, 1, "fp32", variant)
+    sampler = Sampler(1, torch.device("cpu"))
+    sampler.assign(0, [params])
+    ids = [1, 2, 3]
+    for _ in range(4):
+        logits = torch.full((1, round_up(vocab, BLOCK)), -math.inf)
+        logits[0, :vocab] = NativeBackend(model, 1, "fp32", variant).logits(ids)[-1]
+        [token] = backend.step(*((0, [(ids, params)]) if len(ids) == 3 else (1, [])))
+        assert token == int(sampler.draw(logits, 0))
+        ids.append(token)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_among_equal_logits_the_lowest_tokens_count(variant: str) -> None:
+    model = random_model(GPTConfig(n_layer=1, n_head=1, n_embd=16, context_length=8))
+    with torch.no_grad():
+        model.ln_f.weight.zero_()
+        model.ln_f.bias.zero_()
+    backend = NativeBackend(model, 64, "fp32", variant)
+    greedy = SamplingParams(temperature=0)
+    assert backend.step(0, [([1], greedy)]) == [0]
+    drawn = backend.step(0, [([1], SamplingParams(top_k=5, seed=seed)) for seed in range(64)])
+    assert set(drawn) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("top_k", [40, None], ids=["candidates", "wide"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_row_without_numbers_breaks_alone(
+    variant: str, precision: Precision, top_k: int | None, value: float
+) -> None:
+    model = random_model(SHAPES[0])
+    params = SamplingParams(seed=1, top_k=top_k)
+    sound = NativeBackend(model, 2, precision, variant).step(0, [([5, 6], params)])
+    with torch.no_grad():
+        model.wpe.weight[3] = value
+    backend = NativeBackend(model, 2, precision, variant)
+    assert backend.step(0, [([5, 6], params), ([5, 6, 7, 8], params)]) == [*sound, BROKEN]
+    # and leaves nothing behind for the next owner of its slot
+    assert backend.step(1, [([5, 6], params)])[1:] == sound
+
+
+def test_the_process_has_one_openmp_runtime() -> None:
+    """Two would each spin a pool of threads on the same cores."""
+    program = (
+        "import re, numpy, torch\n"
+        "from slm_core import Engine, GPT, GPTConfig, SamplingParams\n"
+        "model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=16, context_length=16))\n"
+        "Engine(model, kernels='baseline').generate('Once', SamplingParams(max_tokens=2))\n"
+        "torch.ones(2000, 2000).sum()\n"
+        "maps = open('/proc/self/maps').read()\n"
+        "print(*set(re.findall(r'/\\S*lib(?:gomp|omp|iomp)\\S*', maps)), sep='\\n')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 1
+
+
+def test_the_best_variant_comes_first() -> None:
+    assert kernels.supported() == [v for v in kernels.variants() if v in kernels.supported()]
+    assert kernels.supported()[-1] == "baseline"
