@@ -30,7 +30,7 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev ## Measure engine and service (takes about 20 minutes)
+bench: $(VENV)/.dev $(VENV)/.kernels ## Measure engine and service (takes about 20 minutes)
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.service
 
@@ -54,5 +54,4 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 
 # The engine runs without them, on PyTorch alone; the build says what is missing.
 $(VENV)/.kernels: $(wildcard slm_core/kernels/*.*) $(VENV)/.runtime
-	$(BIN)/python -m slm_core.kernels.build || true
-	@touch $@
+	@$(BIN)/python -m slm_core.kernels.build && touch $@ || true

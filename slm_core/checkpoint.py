@@ -83,8 +83,9 @@ def read_perplexity(directory: str | Path) -> dict[str, float]:
 
 
 def record_perplexity(directory: str | Path, perplexity: Mapping[str, float]) -> None:
-    """Puts into a checkpoint's config what `read_perplexity` gives back."""
-    content = {**_read(directory), "perplexity": dict(perplexity)}
+    """Adds to what `read_perplexity` gives back."""
+    known = {**read_perplexity(directory), **perplexity}
+    content = {**_read(directory), "perplexity": known}
     write_text(Path(directory) / CONFIG, json.dumps(content, indent=2) + "\n")
 
 

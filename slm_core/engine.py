@@ -1,4 +1,4 @@
-"""Continuous, padded, batched KV-cache decoding.
+"""Continuous batched KV-cache decoding.
 
 Deterministic, and starts no threads: whoever owns an engine calls `step()`. Knows nothing of jobs,
 queues or clients.
@@ -7,6 +7,7 @@ queues or clients.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
@@ -120,13 +121,16 @@ class Engine:
         Raises InvalidParams for an empty prompt or an unknown id, and PromptTooLong.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        self._check(ids, params.max_tokens)
+        return ids
+
+    def _check(self, ids: list[int], new: int) -> None:
         if not ids:
             raise InvalidParams("the prompt is empty")
         if not all(0 <= token < self.config.vocab_size for token in ids):
             raise InvalidParams(f"prompt ids must be in [0, {self.config.vocab_size})")
-        if len(ids) + params.max_tokens > self.config.context_length:
-            raise PromptTooLong(len(ids), params.max_tokens, self.config.context_length)
-        return ids
+        if len(ids) + new > self.config.context_length:
+            raise PromptTooLong(len(ids), new, self.config.context_length)
 
     def add(
         self,
@@ -141,6 +145,8 @@ class Engine:
         A greater `priority` is admitted first, then the older. At the first step after `deadline`,
         in seconds of the clock, the sequence ends with the text it has.
         """
+        if deadline is not None and math.isnan(deadline):
+            raise InvalidParams("a deadline must be a time")
         return self._queue(self.encode(prompt, params), params, priority, deadline)
 
     def _queue(
@@ -178,14 +184,13 @@ class Engine:
 
     @torch.inference_mode()
     def logits(self, ids: Seq[int]) -> torch.Tensor:
-        """Logits [time, vocab_size] after each of `ids`, in the arithmetic that serves.
+        """Logits [time, vocab_size] after each of `ids`, in the arithmetic that serves, on the CPU.
 
-        Needs an idle engine. Raises PromptTooLong.
+        Needs an idle engine. Raises InvalidParams and PromptTooLong.
         """
         self._require_idle("logits()")
-        if len(ids) > self.config.context_length:
-            raise PromptTooLong(len(ids), 0, self.config.context_length)
-        return self._backend.logits(list(ids))
+        self._check(list(ids), 0)
+        return self._backend.logits(list(ids)).cpu()
 
     def generate(
         self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams]

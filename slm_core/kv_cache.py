@@ -51,5 +51,13 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """Zeros whose pages cost no memory until they are written, on a CPU."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    pages = untouched_pages(math.prod(shape) * dtype.itemsize)
     return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
+def untouched_pages(size: int) -> mmap.mmap:
+    """Zeros that cost no memory until they are written. Raises MemoryError."""
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no room for a KV cache of {size >> 20} MiB: {error}") from None

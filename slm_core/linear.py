@@ -23,9 +23,9 @@ def pack_linear(
 ) -> Linear:
     """x @ weight.T + bias from fp32 [..., in] to fp32 [..., out], then tanh-GELU if asked.
 
-    `weight` is [out, in]. bf16 rounds weights, bias and x; int8 quantises weights by output and x
-    by row, symmetrically, and sums exactly. Raises ValueError where this machine has no exact int8
-    product.
+    `weight` is [out, in]. bf16 rounds weights, bias and x; int8 quantises weights by output,
+    symmetrically, and x by row, around the middle of its range, and sums exactly. Raises ValueError
+    where this machine has no exact int8 product.
     """
     if precision == "int8":
         linear = _int8(weight, bias)
@@ -44,22 +44,25 @@ def pack_linear(
 
 
 def _int8(weight: Tensor, bias: Tensor) -> Linear:
-    if weight.device.type != "cpu" or not _int8_is_exact():
+    if weight.device.type != "cpu" or not int8_is_exact():
         raise ValueError("int8 needs a CPU with exact 8-bit products, or the native kernels")
-    columns = weight.abs().amax(-1).clamp_min(1e-20) / 127
-    packed = (weight / columns[:, None]).round().to(torch.int8).t()
+    scale = weight.abs().amax(-1).clamp_min(1e-20) / 127
+    packed = (weight / scale[:, None]).round().to(torch.int8)
+    sums = packed.sum(-1) * scale
+    packed = packed.t()
 
     def linear(x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        rows = flat.abs().amax(-1, keepdim=True).clamp_min(1e-20) / 127
-        quantised = (flat / rows).round().to(torch.int8)
-        y = torch._int_mm(quantised, packed).float() * columns * rows + bias
+        low, high = flat.amin(-1, keepdim=True), flat.amax(-1, keepdim=True)
+        middle, step = (high + low) / 2, ((high - low) / 254).clamp_min(1e-20)
+        quantised = ((flat - middle) / step).round().to(torch.int8)
+        y = torch._int_mm(quantised, packed).float() * scale * step + middle * sums + bias
         return y.view(*x.shape[:-1], -1)
 
     return linear
 
 
-def _int8_is_exact() -> bool:
-    """Without VNNI, 16-bit sums of two products of extremes saturate."""
+def int8_is_exact() -> bool:
+    """Whether torch's product is: without VNNI, 16-bit sums of products of extremes saturate."""
     low, high = (torch.full((16, 64), v, dtype=torch.int8) for v in (-127, 127))
     return bool((torch._int_mm(high, low.t()) == -127 * 127 * 64).all())

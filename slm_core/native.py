@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import mmap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slm_core import kernels
-from slm_core.kv_cache import round_up
+from slm_core.kv_cache import round_up, untouched_pages
 from slm_core.linear import Precision
 from slm_core.model import GPT
 from slm_core.sampling import SamplingParams, noise_key
@@ -67,7 +65,7 @@ class NativeBackend:
 
     def __init__(self, model: GPT, slots: int, precision: Precision, variant: str) -> None:
         self._library = kernels.load(variant)
-        digest = hashlib.sha256(Path(self._library._name).read_bytes()).hexdigest()
+        digest = hashlib.sha256(kernels.library_path(variant).read_bytes()).hexdigest()
         self.name = f"cpu-{variant}/kernels-{digest[:12]}"
         self._vocab_size = model.config.vocab_size
         self._model = self._pack(model, slots, precision)
@@ -77,13 +75,15 @@ class NativeBackend:
 
     def _pack(self, model: GPT, slots: int, precision: Precision) -> int:
         config = model.config
-        weights = {k: v.detach().float().contiguous() for k, v in model.state_dict().items()}
+        weights = {
+            name: tensor.detach().to("cpu", torch.float32).contiguous()
+            for name, tensor in model.state_dict().items()
+        }
         self._embeddings = (weights["wte.weight"], weights["wpe.weight"])  # the kernels read them
         positions = round_up(config.context_length, _KEY_BLOCK)
         head_dim = round_up(config.head_dim, _KEY_BLOCK)
         values = config.n_layer * 2 * slots * config.n_head * positions * head_dim
-        # anonymous pages cost no memory until they are written
-        pages = mmap.mmap(-1, values * (4 if precision == "fp32" else 2))
+        pages = untouched_pages(values * (4 if precision == "fp32" else 2))
         self._cache = (ctypes.c_char * len(pages)).from_buffer(pages)
         names = [f"h.{index}.{name}" for index in range(config.n_layer) for name in _LAYER]
         layers = (_pointer * (2 * len(names)))(

@@ -166,6 +166,8 @@ class Scheduler:
         """
         ended, self._dropped = self._dropped, []
         ended += [s for s in self.live if s.ended]
+        if not ended:
+            return [], []
         for sequence in ended:
             del self._known[sequence.id]
         count = sum(not s.ended for s in self.live)

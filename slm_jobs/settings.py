@@ -44,7 +44,7 @@ class Settings(BaseSettings):
         None, ge=1, description="CPU threads of a worker's engine; default: all cores."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where a worker decodes.")
-    kernels: Literal["auto", "none", "avx512", "avx2", "baseline"] = Field(
+    kernels: Literal["auto", "none", "avx512_bf16", "avx512", "avx2", "baseline"] = Field(
         "auto",
         description="Native CPU kernels of a worker: the best that is built and runs here, one for"
         " a fleet of different processors, or none.",

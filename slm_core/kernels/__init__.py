@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import platform
 from functools import cache
 from pathlib import Path
 
 import torch  # noqa: F401 - brings the OpenMP runtime that the kernels then find
 
+log = logging.getLogger(__name__)
+
 SOURCES = Path(__file__).parent
 FOLDER = SOURCES / "built"
 FLAGS = (
-    "-std=c++17 -O3 -fPIC -fopenmp -ffp-contract=off -fno-math-errno -fvisibility=hidden"
+    "-std=c++17 -O3 -fPIC -fopenmp -ffp-contract=off -fno-math-errno -fwrapv -fvisibility=hidden"
     " -Wall -Wextra -Wno-psabi"
 )
 X86_64 = {  # variant -> instruction sets; the first that the processor has is the best
-    "avx512": "-march=x86-64-v4 -mavx512vnni -mavx512bf16",
+    "avx512_bf16": "-march=x86-64-v4 -mavx512vnni -mavx512bf16",
+    "avx512": "-march=x86-64-v4 -mavx512vnni",
     "avx2": "-march=x86-64-v3",
     "baseline": "-march=x86-64",
 }
@@ -45,7 +49,11 @@ def supported() -> list[str]:
     """The built variants that this processor runs, the best first; empty without a build."""
     if not library_path("baseline").exists():
         return []
-    knows = load("baseline").slm_supports
+    try:
+        knows = load("baseline").slm_supports
+    except OSError as error:
+        log.error("the native kernels cannot be loaded: %s", error)
+        return []
     return [v for v in variants() if library_path(v).exists() and knows(v.encode())]
 
 

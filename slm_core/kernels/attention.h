@@ -10,6 +10,12 @@
 namespace slm {
 
 constexpr int KEY_BLOCK = 16;
+constexpr int LINE = 64;     // bytes of a cache line
+constexpr int AHEAD = 4096;  // bytes to ask for early: the processor's own prefetch ends with a page
+
+inline void prefetch(const void* from, int bytes) {
+  for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
 
 template <class T>
 inline void store_key(T* keys, int position, int dim, const float* key) {
@@ -29,8 +35,7 @@ inline void score(const float* query, const T* keys, int dim, float* scores) {
   constexpr int PARTS = KEY_BLOCK / W, CHAINS = PARTS == 4 ? 2 : 4;
   vf sums[CHAINS][PARTS] = {};
   for (int d = 0; d < dim; d += CHAINS, keys += CHAINS * KEY_BLOCK) {
-    __builtin_prefetch(keys + 2048 / sizeof(T));
-    if constexpr (CHAINS * KEY_BLOCK * sizeof(T) > 64) __builtin_prefetch(keys + (2048 + 64) / sizeof(T));
+    prefetch(keys + AHEAD / sizeof(T), CHAINS * KEY_BLOCK * sizeof(T));
     for (int c = 0; c < CHAINS; c++)
       for (int part = 0; part < PARTS; part++)
         sums[c][part] = madd(splat(query[d + c]), widen(keys + c * KEY_BLOCK + part * W), sums[c][part]);
@@ -49,6 +54,8 @@ inline void mix(const float* weights, const T* values, int length, int dim, floa
   int t = 0;
   for (; t + 1 < length; t += 2, values += 2 * size_t(dim)) {
     vf w0 = splat(weights[t]), w1 = splat(weights[t + 1]);
+    prefetch(values + AHEAD / sizeof(T), N * W * sizeof(T));
+    prefetch(values + dim + AHEAD / sizeof(T), N * W * sizeof(T));
     for (int j = 0; j < N; j++) {
       even[j] = madd(w0, widen(values + j * W), even[j]);
       odd[j] = madd(w1, widen(values + dim + j * W), odd[j]);
@@ -64,6 +71,7 @@ inline void mix(const float* weights, const T* values, int length, int dim, floa
 template <class T>
 inline void attend(const float* query, const T* keys, const T* values, int length, int dim,
                    float* scores, float* out) {
+  prefetch(values, AHEAD);
   int blocks = round_up(length, KEY_BLOCK) / KEY_BLOCK;
   for (int b = 0; b < blocks; b++)
     score(query, keys + size_t(b) * KEY_BLOCK * dim, dim, scores + b * KEY_BLOCK);

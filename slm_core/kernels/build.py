@@ -6,6 +6,8 @@ architecture, so that an image made on one machine serves on others. Needs g++ (
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import shlex
 import shutil
@@ -15,60 +17,76 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from slm_core.kernels import FLAGS, FOLDER, SOURCES, library_path, load, variants
+from slm_core.kernels import FLAGS, FOLDER, SOURCES, library_path, variants
 
 
 class BuildError(Exception):
-    """The kernels were not built; the message says why."""
+    """No kernels were built; the message says why."""
 
 
-def build() -> list[Path]:
+def build() -> dict[str, Path | str]:
     """Builds what is missing or out of date, and removes what is not needed any more.
 
-    Each library is written under a temporary name and renamed: a killed build leaves nothing
-    half-made. Raises BuildError.
+    Returns the library of each variant, or why the compiler could not make it. Each is written
+    under a temporary name, loaded, and renamed: a killed build leaves nothing half-made. Raises
+    BuildError if not even the baseline could be built.
     """
-    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
     if not shutil.which(compiler[0]):
         raise BuildError(f"there is no C++ compiler {compiler[0]!r}; install g++, or set CXX")
-    FOLDER.mkdir(exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        libraries = list(pool.map(lambda v: _compile(compiler, v), variants()))
-    for stale in set(FOLDER.iterdir()) - set(libraries):
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     try:
-        load("baseline")
+        FOLDER.mkdir(exist_ok=True)
+        with (FOLDER / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one build at a time
+            return _build(compiler)
     except OSError as error:
-        raise BuildError(f"the kernels were built, but cannot be loaded: {error}") from None
-    return libraries
+        raise BuildError(f"cannot write into {FOLDER}: {error}") from None
 
 
-def _compile(compiler: list[str], variant: str) -> Path:
+def _build(compiler: list[str]) -> dict[str, Path | str]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = dict(
+            zip(variants(), pool.map(lambda v: _compile(compiler, v), variants()), strict=True)
+        )
+    for stale in set(FOLDER.iterdir()) - {FOLDER / ".lock", *made.values()}:
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    if isinstance(made["baseline"], str):
+        raise BuildError(made["baseline"])
+    return made
+
+
+def _compile(compiler: list[str], variant: str) -> Path | str:
     path = library_path(variant)
     if path.exists():
         return path
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         thing, library = Path(folder) / "model.o", Path(folder) / "model.so"
-        flags = [*FLAGS.split(), *variants()[variant].split()]
-        _run([*compiler, *flags, "-c", str(SOURCES / "model.cpp"), "-o", str(thing)])
-        # without -fopenmp, so that no second OpenMP runtime is linked: torch's serves
-        _run([*compiler, "-shared", str(thing), "-o", str(library)])
+        compiled = [*compiler, *FLAGS.split(), *variants()[variant].split()]
+        commands = (
+            [*compiled, "-c", str(SOURCES / "model.cpp"), "-o", str(thing)],
+            # without -fopenmp, so that no second OpenMP runtime is linked: torch's serves
+            [*compiler, "-shared", str(thing), "-o", str(library)],
+        )
+        for command in commands:
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                return f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}"
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            return f"what {compiler[0]} made cannot be loaded: {error}"
         library.replace(path)
     return path
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise BuildError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
-
-
 def main() -> None:
     try:
-        libraries = build()
+        made = build()
     except BuildError as error:
         sys.exit(f"{error}\nThe engine will run on PyTorch alone, which is slower.")
-    sys.stdout.write("".join(f"built {path.name}\n" for path in libraries))
+    for variant, outcome in made.items():
+        how = f"not built: {outcome}" if isinstance(outcome, str) else "built"
+        sys.stdout.write(f"kernels for {variant}: {how}\n")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ struct Fp32 {
   static vf weights(const float* w) { return load<vf>(w); }
   static vf input(const float* x) { return splat(*x); }
   static vf dot(vf sum, vf x, vf w) { return madd(x, w, sum); }
-  static void pack(Weight* to, float w, int lane, int index) { to[lane + 0 * index] = w; }
+  static void pack(Weight* to, float w, int lane, int) { to[lane] = w; }
 };
 
 #if defined(__AVX512BF16__)
@@ -133,19 +133,20 @@ struct Int8 {  // exact: products of pairs in 16 bits, summed in 32
 };
 #endif
 
-// Rows of inputs as a Kind wants them. For int8 symmetric per row: x = scale * data.
+// Rows of inputs as a Kind wants them; for int8 x = scale * data + middle, a row's own.
 template <class Kind>
 struct Inputs {
   int width = 0, stride = 0;
   Buffer<typename Kind::Input> data{nullptr, free};
-  Buffer<float> scale{nullptr, free};
+  Buffer<float> scale{nullptr, free}, middle{nullptr, free};
   Buffer<int32_t> offset{nullptr, free};  // OFFSET * sum(data)
 
   void resize(int rows, int inputs) {
     width = inputs;
-    stride = round_up(inputs, std::max(W, ALIGNMENT / int(sizeof(typename Kind::Input))));
+    stride = round_up(inputs, ALIGNMENT);
     data = allocate<typename Kind::Input>(size_t(rows) * stride);
     scale = allocate<float>(rows);
+    middle = allocate<float>(rows);
     offset = allocate<int32_t>(rows);
   }
 
@@ -155,22 +156,25 @@ struct Inputs {
     if constexpr (!Kind::SCALED) {
       for (int i = 0; i < width; i += W) narrow(to + i, load<vf>(x + i));
     } else {
-      vf peak = splat(0.0f), broken = splat(0.0f);
+      typedef typename Kind::Input Narrow __attribute__((vector_size(sizeof(typename Kind::Input) * W)));
+      vf high = splat(0.0f), low = splat(0.0f), broken = splat(0.0f);
       for (int i = 0; i < width; i += W) {
         vf v = load<vf>(x + i);
-        peak = vmax(peak, vabs(v));
+        high = vmax(high, v);
+        low = vmin(low, v);
         broken += v * splat(0.0f);
       }
-      float most = std::max(largest(peak), 1e-20f);
-      vf factor = splat(127.0f / most);
+      float top = largest(high), bottom = -largest(-low);
+      float step = std::max((top - bottom) / 254.0f, 1e-20f);
+      vf centre = splat((top + bottom) / 2), factor = splat(1.0f / step);
       vi total = splat(0);
       for (int i = 0; i < width; i += W) {
-        typedef typename Kind::Input Narrow __attribute__((vector_size(sizeof(typename Kind::Input) * W)));
-        vi q = nearest(load<vf>(x + i) * factor);
+        vi q = nearest(head((load<vf>(x + i) - centre) * factor, width - i));
         total += q;
         store(to + i, __builtin_convertvector(q, Narrow));
       }
-      scale[row] = most / 127.0f + sum(broken);
+      scale[row] = step + sum(broken);
+      middle[row] = centre[0];
       int32_t lanes[W], all = 0;
       store(lanes, total);
       for (int32_t lane : lanes) all += lane;
@@ -190,12 +194,11 @@ class Linear {
         panel_size_(size_t(groups_) * COLS * Kind::GROUP),
         weights_(allocate<typename Kind::Weight>(panels_ * panel_size_)),
         scales_(allocate<float>(size_t(panels_) * COLS)),
+        sums_(allocate<float>(size_t(panels_) * COLS)),
         bias_(allocate<float>(size_t(panels_) * COLS)) {
 #pragma omp parallel for schedule(static)
     for (int panel = 0; panel < panels_; panel++) pack(panel, weight, bias);
   }
-
-  int padded_outputs() const { return panels_ * COLS; }
 
   // Calls use(row, column, v) with VECTORS vectors of y for every row and panel. To be called by
   // all threads of a team; they share the work, and leave together.
@@ -230,7 +233,7 @@ class Linear {
 
   template <int R, class Use>
   void tile(const Inputs<Kind>& x, int row, int panel, Use& use) const {
-    typename Kind::Sum sums[R][VECTORS] = {};
+    typename Kind::Sum acc[R][VECTORS] = {};
     const typename Kind::Input* from = x.data.get() + size_t(row) * x.stride;
     const typename Kind::Weight* w = weights_.get() + panel * panel_size_;
     for (int g = 0; g < groups_; g++, from += Kind::GROUP, w += COLS * Kind::GROUP) {
@@ -239,21 +242,23 @@ class Linear {
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         auto in = Kind::input(from + size_t(r) * x.stride);
-        sums[r][0] = Kind::dot(sums[r][0], in, w0);
-        sums[r][1] = Kind::dot(sums[r][1], in, w1);
-        sums[r][2] = Kind::dot(sums[r][2], in, w2);
+        acc[r][0] = Kind::dot(acc[r][0], in, w0);
+        acc[r][1] = Kind::dot(acc[r][1], in, w1);
+        acc[r][2] = Kind::dot(acc[r][2], in, w2);
       }
     }
     const float *scale = scales_.get() + panel * COLS, *bias = bias_.get() + panel * COLS;
+    const float* sums = sums_.get() + panel * COLS;
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       vf y[VECTORS];
       for (int j = 0; j < VECTORS; j++) {
         if constexpr (Kind::SCALED) {
-          vf exact = __builtin_convertvector(sums[r][j] - splat(x.offset[row + r]), vf);
-          y[j] = madd(exact * load<vf>(scale + j * W), splat(x.scale[row + r]), load<vf>(bias + j * W));
+          vf exact = __builtin_convertvector(acc[r][j] - splat(x.offset[row + r]), vf);
+          vf level = madd(splat(x.middle[row + r]), load<vf>(sums + j * W), load<vf>(bias + j * W));
+          y[j] = madd(exact * load<vf>(scale + j * W), splat(x.scale[row + r]), level);
         } else {
-          y[j] = sums[r][j] + load<vf>(bias + j * W);
+          y[j] = acc[r][j] + load<vf>(bias + j * W);
         }
       }
       use(row + r, panel * COLS, y);
@@ -273,22 +278,25 @@ class Linear {
           most = std::max(most, std::fabs(row[i]));
           broken += row[i] * 0.0f;
         }
+        most = std::max(most, 1e-20f);
         scales_[output] = most / 127.0f + broken;
-        inverse = most > 0 ? 127.0f / most : 0.0f;
+        inverse = 127.0f / most;
         if (broken != 0) row = nullptr;  // a NaN: its scale carries it
       }
+      int total = 0;
       for (int i = 0; i < groups_ * Kind::GROUP; i++) {
         float w = row && i < inputs_ ? row[i] : 0.0f;
-        if constexpr (Kind::SCALED) w = std::nearbyint(w * inverse);
+        if constexpr (Kind::SCALED) total += int(w = std::nearbyint(w * inverse));
         Kind::pack(to + size_t(i / Kind::GROUP) * COLS * Kind::GROUP, w, lane, i % Kind::GROUP);
       }
+      if constexpr (Kind::SCALED) sums_[output] = scales_[output] * float(total);
     }
   }
 
   int inputs_, outputs_, groups_, panels_;
   size_t panel_size_;
   Buffer<typename Kind::Weight> weights_;
-  Buffer<float> scales_, bias_;
+  Buffer<float> scales_, sums_, bias_;  // of each output; sums of its weights
 };
 
 }  // namespace slm

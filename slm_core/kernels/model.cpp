@@ -96,7 +96,10 @@ class Gpt final : public Model {
         positions_(w.position_embedding),
         cache_(static_cast<Cache*>(cache)),
         norm_(w.norm, w.norm_bias, shape.width),
-        head_(w.token_embedding, nullptr, shape.width, shape.vocab) {
+        head_(w.token_embedding, nullptr, shape.width, shape.vocab),
+        stream_stride_(round_up(shape.width, COLS)),
+        qkv_stride_(round_up(3 * shape.width, COLS)),
+        inner_stride_(round_up(4 * shape.width, COLS)) {
     layers_.reserve(shape.layers);
     for (int i = 0; i < shape.layers; i++) layers_.emplace_back(w.layers[i], shape.width);
   }
@@ -112,37 +115,43 @@ class Gpt final : public Model {
   }
 
  private:
+  // Room for a batch. Counts are set last: where memory runs out, what they say is still true.
   void reserve(const Batch& b) {
     int width = shape_.width;
     if (b.rows > rows_) {
+      stream_ = allocate<float>(size_t(b.rows) * stream_stride_);
+      qkv_ = allocate<float>(size_t(b.rows) * qkv_stride_);
+      attended_ = allocate<float>(size_t(b.rows) * stream_stride_);
+      inner_ = allocate<float>(size_t(b.rows) * inner_stride_);
+      narrow_.resize(b.rows, width);
+      wide_.resize(b.rows, 4 * width);
       rows_ = b.rows;
-      stream_stride_ = round_up(width, COLS);
-      qkv_stride_ = round_up(3 * width, COLS);
-      inner_stride_ = round_up(4 * width, COLS);
-      stream_ = allocate<float>(size_t(rows_) * stream_stride_);
-      qkv_ = allocate<float>(size_t(rows_) * qkv_stride_);
-      attended_ = allocate<float>(size_t(rows_) * stream_stride_);
-      inner_ = allocate<float>(size_t(rows_) * inner_stride_);
-      narrow_.resize(rows_, width);
-      wide_.resize(rows_, 4 * width);
     }
-    if (b.threads > threads_ || b.outputs > outputs_) {
-      threads_ = std::max(b.threads, threads_);
-      outputs_ = std::max(b.outputs, outputs_);
-      last_.resize(outputs_, width);
-      collectors_.resize(size_t(threads_) * outputs_);
-      best_.resize(threads_);
-      scratch_.resize(threads_);
-      for (auto& s : scratch_) s.resize(std::max(round_up(shape_.positions, KEY_BLOCK), stream_stride_) + 2 * shape_.padded_head_dim());
+    if (b.outputs > outputs_) {
+      last_.resize(b.outputs, width);
+      outputs_ = b.outputs;
+    }
+    if (b.threads > threads_) {
+      size_t floats = std::max(round_up(shape_.positions, KEY_BLOCK), stream_stride_);
+      scratch_.resize(b.threads);
+      for (auto& mine : scratch_) mine.resize(floats + 2 * shape_.padded_head_dim());
+      threads_ = b.threads;
     }
     wide_rows_.assign(b.outputs, -1);
-    int wide = 0;
-    for (int i = 0; b.draws && !b.logits && i < b.outputs; i++)
-      if (!b.draws[i].candidates()) wide_rows_[i] = wide++;
-    if (size_t(wide) * shape_.vocab > wide_logits_.size()) wide_logits_.resize(size_t(wide) * shape_.vocab);
-    for (int i = 0; b.draws && i < b.outputs; i++)
+    if (b.draws) reserve_draws(b);
+  }
+
+  void reserve_draws(const Batch& b) {
+    size_t wide = 0, candidates = size_t(b.threads) * Collector::ROOM;
+    for (int i = 0; i < b.outputs; i++)
+      if (!b.draws[i].candidates()) wide_rows_[i] = int(wide++);
+    wide_logits_.resize(std::max(wide_logits_.size(), wide * shape_.vocab));
+    collectors_.resize(std::max(collectors_.size(), size_t(b.threads) * b.outputs));
+    best_.resize(std::max(best_.size(), size_t(b.threads)));
+    for (auto& mine : best_) mine.reserve(wide ? std::max(candidates, size_t(shape_.vocab)) : candidates);
+    for (int i = 0; i < b.outputs; i++)
       if (int keep = b.draws[i].candidates())
-        for (int t = 0; t < b.threads; t++) collectors_[size_t(t) * outputs_ + i].start(keep);
+        for (int t = 0; t < b.threads; t++) collectors_[size_t(t) * b.outputs + i].start(keep);
   }
 
   float* scratch() { return scratch_[omp_get_thread_num()].data(); }
@@ -155,6 +164,7 @@ class Gpt final : public Model {
       const float* position = positions_ + size_t(b.positions[r]) * width;
       float* x = stream_.get() + size_t(r) * stream_stride_;
       for (int i = 0; i < width; i++) x[i] = token[i] + position[i];
+      std::fill(x + width, x + stream_stride_, 0.0f);  // a NaN may have been there
     }
   }
 
@@ -231,7 +241,7 @@ class Gpt final : public Model {
       last_.encode(i, scratch());
     }
     int vocab = shape_.vocab;
-    Collector* mine = collectors_.data() + size_t(omp_get_thread_num()) * outputs_;
+    Collector* mine = collectors_.data() + size_t(omp_get_thread_num()) * b.outputs;
     head_.apply(last_, b.outputs, b.threads, [&](int i, int column, const vf(&y)[VECTORS]) {
       float* full = b.logits ? b.logits + size_t(i) * vocab : wide_logits(i);
       if (full) {
@@ -257,7 +267,7 @@ class Gpt final : public Model {
     if (d.candidates()) {
       bool broken = false;
       for (int t = 0; t < b.threads; t++) {
-        const Collector& c = collectors_[size_t(t) * outputs_ + i];
+        const Collector& c = collectors_[size_t(t) * b.outputs + i];
         c.drain_into(best);
         broken |= c.broken();
       }
@@ -275,8 +285,8 @@ class Gpt final : public Model {
   Norm norm_;
   Linear<Kind> head_;
 
-  int rows_ = 0, outputs_ = 0, threads_ = 0;
-  int stream_stride_ = 0, qkv_stride_ = 0, inner_stride_ = 0;
+  int stream_stride_, qkv_stride_, inner_stride_;  // floats of a row
+  int rows_ = 0, outputs_ = 0, threads_ = 0;       // that there is room for
   Buffer<float> stream_{nullptr, free}, qkv_{nullptr, free}, attended_{nullptr, free}, inner_{nullptr, free};
   Inputs<Kind> narrow_, wide_, last_;
   std::vector<Collector> collectors_;  // [thread][output]
@@ -294,13 +304,16 @@ extern "C" {
 // 1 if this processor runs what was compiled for `variant`. Only to be asked of the baseline.
 int slm_supports(const char* variant) {
 #if defined(__x86_64__)
-  if (!strcmp(variant, "avx512"))
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vnni") &&
-           __builtin_cpu_supports("avx512bf16");
-  if (!strcmp(variant, "avx2"))
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+              __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") &&
+              __builtin_cpu_supports("movbe");
+  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  if (!strcmp(variant, "avx2")) return avx2;
+  if (!strcmp(variant, "avx512")) return avx512;
+  if (!strcmp(variant, "avx512_bf16")) return avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
   return !strcmp(variant, "baseline");
 }
@@ -316,7 +329,7 @@ slm::Model* slm_create(const slm::Shape* shape, const slm::Weights* weights, con
   return nullptr;
 }
 
-// 0, or 1 where memory runs out; then nothing was done.
+// 0, or 1 where memory runs out; then nothing was computed.
 int slm_forward(slm::Model* model, const slm::Batch* batch) {
   try {
     model->forward(*batch);

@@ -56,19 +56,22 @@ class Collector {
     if (mask) take(v, mask, first_token, vocab);
   }
 
+  static constexpr int ROOM = 4 * CANDIDATES;
+
   bool broken() const { return broken_; }
   void drain_into(std::vector<Candidate>& to) const { to.insert(to.end(), best_, best_ + count_); }
 
  private:
   template <int N>
   __attribute__((noinline)) void take(const vf (&v)[N], uint64_t mask, int first_token, int vocab) {
+    if (broken_) return;
     if (count_ + N * W > ROOM) shrink();
     float logits[N * W];
     for (int j = 0; j < N; j++) store(logits + j * W, v[j]);
     for (; mask; mask &= mask - 1) {
       int i = __builtin_ctzll(mask);
       if (first_token + i >= vocab) break;
-      broken_ |= !(logits[i] < INFINITY);
+      if ((broken_ = !(logits[i] < INFINITY))) return;
       best_[count_++] = {logits[i], first_token + i};
     }
   }
@@ -80,7 +83,6 @@ class Collector {
     bound_ = best_[keep_ - 1].logit;
   }
 
-  static constexpr int ROOM = 4 * CANDIDATES;
   int keep_ = 1, count_ = 0;
   float bound_ = 0;
   bool broken_ = false;

@@ -138,9 +138,9 @@ constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23
 
 inline vi nearest(vf x) { return bits<vi>(x + splat(ROUNDER)) - splat(0x4B400000); }
 
-// e^x to 2e-7, for x clamped to [-87, 88] (Cephes' polynomial).
-inline vf vexp(vf x) {
-  x = vmin(vmax(x, splat(-87.0f)), splat(88.0f));
+// e^x to 2e-7, for x clamped to [-87, 88] (Cephes' polynomial); NaN of NaN.
+inline vf vexp(vf unclamped) {
+  vf x = vmin(vmax(unclamped, splat(-87.0f)), splat(88.0f));
   vf shifted = madd(x, splat(1.44269504f), splat(ROUNDER));
   vf n = shifted - splat(ROUNDER);
   vf r = madd(n, splat(-0.693359375f), x);
@@ -153,7 +153,7 @@ inline vf vexp(vf x) {
   p = madd(p, r, splat(5.0000001201e-1f));
   p = madd(p, r * r, r + splat(1.0f));
   vi exponent = (bits<vi>(shifted) << 23) + splat(0x3f800000);
-  return p * bits<vf>(exponent);
+  return unclamped == unclamped ? p * bits<vf>(exponent) : unclamped;
 }
 
 // tanh-GELU (Hendrycks & Gimpel, 2016) as x * sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
@@ -168,16 +168,17 @@ inline vf widen(const bf16* p) {
 }
 inline vf widen(const float* p) { return load<vf>(p); }
 
-// To bfloat16, nearest, ties to even.
+// To bfloat16, nearest, ties to even; a NaN stays one.
 inline bf16 narrow(float x) {
   uint32_t u = bits<uint32_t>(x);
-  return (u + 0x7fff + (u >> 16 & 1)) >> 16;
+  return x == x ? (u + 0x7fff + (u >> 16 & 1)) >> 16 : 0x7fc0;
 }
 
 inline void narrow(bf16* p, vf x) {
   typedef uint16_t half __attribute__((vector_size(2 * W)));
-  vu u = bits<vu>(x);
-  store(p, __builtin_convertvector((u + 0x7fff + (u >> 16 & 1)) >> 16, half));
+  vu u = bits<vu>(x), rounded = u + 0x7fff + (u >> 16 & 1);
+  vu kept = x == x ? rounded : u | 0x7fc00000u;
+  store(p, __builtin_convertvector(kept >> 16, half));
 }
 inline void narrow(float* p, vf x) { store(p, x); }
 

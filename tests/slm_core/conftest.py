@@ -7,9 +7,15 @@ import pytest
 import torch
 
 from slm_core import GPT, Engine, GPTConfig, kernels
+from slm_core.linear import PRECISIONS, Precision, int8_is_exact
 
 KERNELS = ["none", *kernels.supported()]  # every way to compute that this machine has
 MakeEngine = Callable[..., Engine]
+
+
+def precisions(computer: str) -> list[Precision]:
+    """Those that one of `KERNELS` has on this processor."""
+    return [p for p in PRECISIONS if p != "int8" or computer != "none" or int8_is_exact()]
 
 
 @pytest.fixture(params=KERNELS)

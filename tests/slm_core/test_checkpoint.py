@@ -14,6 +14,7 @@ from slm_core import (
     load_checkpoint,
     save_checkpoint,
 )
+from slm_core.checkpoint import read_perplexity, record_perplexity
 from slm_core.errors import CheckpointError
 
 SHIPPED = Path(__file__).parents[2] / "slm_core" / "checkpoints" / "tinystories"
@@ -98,3 +99,25 @@ def test_exactly_one_checkpoint_ships_and_it_tells_stories() -> None:
     [story] = engine.generate("Once upon a time", SamplingParams(max_tokens=60, temperature=0))
     assert story.text.startswith(", there was a")
     assert story.text.count(".") >= 3
+
+
+def test_recorded_perplexities_add_up_and_new_weights_forget_them(
+    tmp_path: Path, small: GPT
+) -> None:
+    save_checkpoint(small, tmp_path)
+    assert read_perplexity(tmp_path) == {}
+    record_perplexity(tmp_path, {"fp32": 7.0, "int8": 7.1})
+    record_perplexity(tmp_path, {"int8": 7.01})
+    assert read_perplexity(tmp_path) == {"fp32": 7.0, "int8": 7.01}
+    assert load_checkpoint(tmp_path).config == small.config
+    save_checkpoint(small, tmp_path)
+    assert read_perplexity(tmp_path) == {}
+
+
+@pytest.mark.parametrize("recorded", [[1], "7", {"fp32": "low"}])
+def test_bad_perplexities_are_refused(tmp_path: Path, small: GPT, recorded: object) -> None:
+    save_checkpoint(small, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "perplexity": recorded}))
+    with pytest.raises(CheckpointError, match="bad perplexity"):
+        read_perplexity(tmp_path)

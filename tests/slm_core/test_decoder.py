@@ -10,8 +10,8 @@ import torch
 
 from slm_core import GPT, GPTConfig
 from slm_core.decoder import Decoder
-from slm_core.linear import PRECISIONS, Precision
-from tests.slm_core.conftest import random_model
+from slm_core.linear import Precision
+from tests.slm_core.conftest import precisions, random_model
 
 CPU = torch.device("cpu")
 SLOTS = 64
@@ -69,7 +69,7 @@ def run(decoder: Decoder, prompts: list[list[int]], steps: int) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", precisions("none"))
 def test_logits_are_bitwise_independent_of_batch_mates(
     wide_model: GPT, precision: Precision
 ) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no compiler
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty place for built kernels."""
     for module in ("slm_core.kernels", "slm_core.kernels.build"):
         monkeypatch.setattr(f"{module}.FOLDER", tmp_path / "built")
@@ -36,12 +37,9 @@ def test_set_up_has_built_them() -> None:
 def test_no_build_is_said_once_and_pytorch_serves(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO):
-        engine = Engine(MODEL)
-    assert [r.message for r in caplog.records if "kernels" in r.message] == [
-        caplog.text and caplog.records[0].message
-    ]
-    assert "python -m slm_core.kernels.build" in caplog.text
+    engine = Engine(MODEL)
+    [line] = caplog.messages
+    assert "python -m slm_core.kernels.build" in line
     assert "torch" in engine.fingerprint
     assert (
         len(engine.generate("Once", SamplingParams(max_tokens=3, ignore_eos=True))[0].token_ids)
@@ -59,10 +57,12 @@ def test_a_build_is_made_once_and_stale_files_go(folder: Path) -> None:
     folder.mkdir()
     (folder / "avx2-0123.so").touch()  # of older sources
     (folder / "tmpabc").mkdir()  # of a killed build
-    libraries = build()
-    assert sorted(folder.iterdir()) == sorted(libraries)
-    made = [library.stat().st_mtime_ns for library in libraries]
-    assert [library.stat().st_mtime_ns for library in build()] == made
+    with ThreadPoolExecutor() as pool:  # at once
+        first, second = pool.submit(build), pool.submit(build)
+    libraries = list(first.result().values())
+    assert second.result() == first.result()
+    assert {path for path in folder.iterdir() if path.suffix == ".so"} == set(libraries)
+    assert not (folder / "tmpabc").exists()
     assert "kernels-" in Engine(MODEL).fingerprint
 
 
@@ -71,7 +71,28 @@ def test_a_failed_build_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("slm_core.kernels.build.FLAGS", "-std=c++17 --no-such-flag")
     with pytest.raises(BuildError, match="no-such-flag"):
         build()
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+@needs_compiler
+def test_what_one_variant_lacks_costs_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(kernels.X86_64, "avx512", "-march=no-such-processor")
+    outcome = build()["avx512"]
+    assert isinstance(outcome, str)
+    assert "no-such-processor" in outcome
+    assert kernels.supported()[-1] == "baseline"
+    assert "avx512" not in kernels.supported()
+
+
+def test_a_library_that_does_not_load_is_said_and_pytorch_serves(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.mkdir()
+    kernels.library_path("baseline").write_bytes(b"not a library")
+    assert "torch" in Engine(MODEL).fingerprint
+    assert "cannot be loaded" in caplog.text
 
 
 def test_no_compiler_is_an_error_that_says_what_to_do(

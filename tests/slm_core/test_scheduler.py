@@ -84,7 +84,7 @@ class Slots(RuleBasedStateMachine):
         for source, target in moves:
             assert self.rows[target] is None
             self.rows[target], self.rows[source] = self.rows[source], None
-        assert not any(s.finish_reason for s in self.scheduler.live)
+        assert all(s in self.ended for s in self.arrived if s.finish_reason)
 
     @precondition(lambda self: len(self.arrived) > 10)
     @rule()
