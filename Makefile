@@ -30,8 +30,8 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev $(VENV)/.kernels ## Measure engine and service (takes about 20 minutes)
-	$(BIN)/python -m benchmarks.engine
+bench: $(VENV)/.bench $(VENV)/.kernels ## Measure engine, its peers and the service (over an hour)
+	$(BIN)/python -m benchmarks.engine --plot docs/engine.png
 	$(BIN)/python -m benchmarks.service
 
 clean: ## Remove the virtual environment, caches and local data
@@ -51,6 +51,10 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (once; PyTorch is large)"
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.bench: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[bench]'
+	@touch $@ $(VENV)/.dev $(VENV)/.runtime
 
 # The engine runs without them, on PyTorch alone; the build says what is missing.
 $(VENV)/.kernels: $(wildcard slm_core/kernels/*.*) $(VENV)/.runtime

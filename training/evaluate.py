@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 
 from slm_core import Engine
@@ -63,12 +63,15 @@ def main(
     """Loss and perplexity per token over whole stories, as the engine computes them."""
     text = np.fromfile(tokens, TOKEN_DTYPE)
     losses: dict[str, float] = {}
-    for name in track(precision or PRECISIONS, "Evaluating", disable=not sys.stderr.isatty()):
+    for name in track(precision or PRECISIONS, "Evaluating", console=Console(stderr=True)):
         try:
             engine = Engine.from_checkpoint(checkpoint, precision=name, slots=1, kernels=kernels)  # type: ignore[arg-type]
+            limit = engine.config.context_length
+            losses[name] = evaluate(engine.logits, text, context_length=limit)
         except (SlmCoreError, ValueError) as error:
-            raise typer.BadParameter(str(error)) from None
-        losses[name] = evaluate(engine.logits, text, context_length=engine.config.context_length)
+            if precision or name == "fp32":
+                raise typer.BadParameter(str(error)) from None
+            typer.echo(f"{name}: {error}", err=True)
     perplexity = {name: round(math.exp(loss), 4) for name, loss in losses.items()}
     if record:
         record_perplexity(checkpoint, perplexity)

@@ -11,7 +11,7 @@ namespace slm {
 
 constexpr int KEY_BLOCK = 16;
 constexpr int LINE = 64;     // bytes of a cache line
-constexpr int AHEAD = 4096;  // bytes to ask for early: the processor's own prefetch ends with a page
+constexpr int AHEAD = 3;  // blocks to ask for early: the processor's own prefetch ends with a page
 
 inline void prefetch(const void* from, int bytes) {
   for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(static_cast<const char*>(from) + i);
@@ -29,13 +29,13 @@ inline void store_value(T* values, int position, int dim, const float* value) {
   for (int d = 0; d < dim; d += W) narrow(to + d, load<vf>(value + d));
 }
 
-// Scores of one block of keys, in CHAINS interleaved sums over dim.
+// Scores of one block of keys, in CHAINS interleaved sums over dim; asks for the block `ahead`.
 template <class T>
-inline void score(const float* query, const T* keys, int dim, float* scores) {
+inline void score(const float* query, const T* keys, int dim, float* scores, const T* ahead) {
   constexpr int PARTS = KEY_BLOCK / W, CHAINS = PARTS == 4 ? 2 : 4;
   vf sums[CHAINS][PARTS] = {};
-  for (int d = 0; d < dim; d += CHAINS, keys += CHAINS * KEY_BLOCK) {
-    prefetch(keys + AHEAD / sizeof(T), CHAINS * KEY_BLOCK * sizeof(T));
+  for (int d = 0; d < dim; d += CHAINS, keys += CHAINS * KEY_BLOCK, ahead += CHAINS * KEY_BLOCK) {
+    prefetch(ahead, CHAINS * KEY_BLOCK * sizeof(T));
     for (int c = 0; c < CHAINS; c++)
       for (int part = 0; part < PARTS; part++)
         sums[c][part] = madd(splat(query[d + c]), widen(keys + c * KEY_BLOCK + part * W), sums[c][part]);
@@ -47,15 +47,16 @@ inline void score(const float* query, const T* keys, int dim, float* scores) {
   }
 }
 
-// N vectors of sum(weights[t] * values[t]), in two interleaved sums.
+// Adds N vectors of sum(weights[t] * values[t]) over the first `length` positions of a block, in
+// two interleaved sums.
 template <int N, class T>
-inline void mix(const float* weights, const T* values, int length, int dim, float factor, float* out) {
-  vf even[N] = {}, odd[N] = {};
+inline void mix(const float* weights, const T* values, int length, int dim, vf (&even)[N], vf (&odd)[N],
+                const T* ahead) {
   int t = 0;
-  for (; t + 1 < length; t += 2, values += 2 * size_t(dim)) {
+  for (; t + 1 < length; t += 2, values += 2 * size_t(dim), ahead += 2 * size_t(dim)) {
     vf w0 = splat(weights[t]), w1 = splat(weights[t + 1]);
-    prefetch(values + AHEAD / sizeof(T), N * W * sizeof(T));
-    prefetch(values + dim + AHEAD / sizeof(T), N * W * sizeof(T));
+    prefetch(ahead, N * W * sizeof(T));
+    prefetch(ahead + dim, N * W * sizeof(T));
     for (int j = 0; j < N; j++) {
       even[j] = madd(w0, widen(values + j * W), even[j]);
       odd[j] = madd(w1, widen(values + dim + j * W), odd[j]);
@@ -63,19 +64,44 @@ inline void mix(const float* weights, const T* values, int length, int dim, floa
   }
   if (t < length)
     for (int j = 0; j < N; j++) even[j] = madd(splat(weights[t]), widen(values + j * W), even[j]);
-  for (int j = 0; j < N; j++) store(out + j * W, (even[j] + odd[j]) * splat(factor));
+}
+
+// Where a slot's keys and values of one head lie, and the keys that will be asked for next.
+template <class T>
+struct Stream {
+  const T *keys, *values, *next;
+  int blocks;
+  size_t size;  // of a block
+
+  // The block that is read AHEAD blocks after block b of the keys, the values following the keys.
+  const T* after(int b) const {
+    b += AHEAD;
+    if (b < blocks) return keys + b * size;
+    if (b < 2 * blocks) return values + (b - blocks) * size;
+    return next + (b - 2 * blocks) * size;
+  }
+};
+
+template <int N, class T>
+inline void mix_all(const float* weights, const Stream<T>& stream, int column, int length, int dim,
+                    float factor, float* out) {
+  vf even[N] = {}, odd[N] = {};
+  for (int b = 0; b < stream.blocks; b++)
+    mix<N>(weights + b * KEY_BLOCK, stream.values + b * stream.size + column,
+           length - b * KEY_BLOCK < KEY_BLOCK ? length - b * KEY_BLOCK : KEY_BLOCK, dim, even, odd,
+           stream.after(stream.blocks + b) + column);
+  for (int j = 0; j < N; j++) store(out + column + j * W, (even[j] + odd[j]) * splat(factor));
 }
 
 // softmax(query . keys) . values over the first `length` positions. `query` is scaled already;
 // `scores` has room for `length` rounded up to KEY_BLOCK.
 template <class T>
-inline void attend(const float* query, const T* keys, const T* values, int length, int dim,
+inline void attend(const float* query, const T* keys, const T* values, const T* next, int length, int dim,
                    float* scores, float* out) {
-  prefetch(values, AHEAD);
-  int blocks = round_up(length, KEY_BLOCK) / KEY_BLOCK;
+  int blocks = round_up(length, KEY_BLOCK) / KEY_BLOCK, end = blocks * KEY_BLOCK;
+  Stream<T> stream{keys, values, next, blocks, size_t(KEY_BLOCK) * dim};
   for (int b = 0; b < blocks; b++)
-    score(query, keys + size_t(b) * KEY_BLOCK * dim, dim, scores + b * KEY_BLOCK);
-  int end = blocks * KEY_BLOCK;
+    score(query, keys + b * stream.size, dim, scores + b * KEY_BLOCK, stream.after(b));
   for (int t = length; t < end; t++) scores[t] = -INFINITY;
   vf peak = load<vf>(scores);
   for (int t = W; t < end; t += W) peak = vmax(peak, load<vf>(scores + t));
@@ -87,8 +113,8 @@ inline void attend(const float* query, const T* keys, const T* values, int lengt
   }
   float factor = 1.0f / sum(total);
   int d = 0;
-  for (; d + 4 * W <= dim; d += 4 * W) mix<4>(scores, values + d, length, dim, factor, out + d);
-  for (; d < dim; d += W) mix<1>(scores, values + d, length, dim, factor, out + d);
+  for (; d + 4 * W <= dim; d += 4 * W) mix_all<4>(scores, stream, d, length, dim, factor, out);
+  for (; d < dim; d += W) mix_all<1>(scores, stream, d, length, dim, factor, out);
 }
 
 }  // namespace slm

@@ -201,7 +201,7 @@ class Linear {
   }
 
   // Calls use(row, column, v) with VECTORS vectors of y for every row and panel. To be called by
-  // all threads of a team; they share the work, and leave together.
+  // all threads of a team, which share the work; who has no more leaves.
   template <class Use>
   void apply(const Inputs<Kind>& x, int rows, int threads, Use use) const {
     if (!rows) return;
@@ -212,7 +212,7 @@ class Linear {
     int blocks = (rows + block - 1) / block;
     int items = blocks * panels_;
     int chunk = std::clamp(items / (8 * threads), 1, 8);
-#pragma omp for schedule(dynamic, chunk)
+#pragma omp for schedule(dynamic, chunk) nowait
     for (int item = 0; item < items; item++) {
       int first = item / panels_ * block, last = std::min(rows, first + block);
       for (int row = first; row < last; row += ROWS)

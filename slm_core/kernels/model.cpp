@@ -4,7 +4,9 @@
 //
 // The interface is C, for ctypes; slm_core/native.py owns every array that is passed in.
 #include <omp.h>
+#include <sched.h>
 
+#include <atomic>
 #include <new>
 
 #include "attention.h"
@@ -44,6 +46,28 @@ class Model {
  public:
   virtual ~Model() = default;
   virtual void forward(const Batch& batch) = 0;
+};
+
+// Where the threads of a team wait for each other. Unlike OpenMP's own it soon gives its core away:
+// on a machine with other work, the thread that all wait for may be the one without a core.
+class Barrier {
+ public:
+  void wait() {
+    int phase = phase_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == omp_get_num_threads() - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      phase_.store(phase + 1, std::memory_order_release);
+    }
+    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++)
+      if (spins < SPINS)
+        relax();
+      else
+        sched_yield();
+  }
+
+ private:
+  static constexpr int SPINS = 2000;
+  std::atomic<int> arrived_{0}, phase_{0};
 };
 
 struct Norm {
@@ -158,7 +182,7 @@ class Gpt final : public Model {
 
   void embed(const Batch& b) {
     int width = shape_.width;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int r = 0; r < b.rows; r++) {
       const float* token = tokens_ + size_t(b.tokens[r]) * width;
       const float* position = positions_ + size_t(b.positions[r]) * width;
@@ -166,6 +190,7 @@ class Gpt final : public Model {
       for (int i = 0; i < width; i++) x[i] = token[i] + position[i];
       std::fill(x + width, x + stream_stride_, 0.0f);  // a NaN may have been there
     }
+    barrier_.wait();
   }
 
   void block(const Batch& b, const Layer& layer, int index) {
@@ -173,6 +198,7 @@ class Gpt final : public Model {
     layer.qkv.apply(narrow_, b.rows, b.threads, [&](int r, int column, const vf(&y)[VECTORS]) {
       for (int j = 0; j < VECTORS; j++) store(qkv_.get() + size_t(r) * qkv_stride_ + column + j * W, y[j]);
     });
+    barrier_.wait();
     attention(b, index);
     add(layer.project, narrow_, b);
     normalise(b, layer.norm_2);
@@ -180,17 +206,20 @@ class Gpt final : public Model {
       for (int j = 0; j < VECTORS; j++)
         store(inner_.get() + size_t(r) * inner_stride_ + column + j * W, gelu(y[j]));
     });
-#pragma omp for schedule(static)
+    barrier_.wait();
+#pragma omp for schedule(static) nowait
     for (int r = 0; r < b.rows; r++) wide_.encode(r, inner_.get() + size_t(r) * inner_stride_);
+    barrier_.wait();
     add(layer.contract, wide_, b);
   }
 
   void normalise(const Batch& b, const Norm& norm) {
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int r = 0; r < b.rows; r++) {
       norm.apply(stream_.get() + size_t(r) * stream_stride_, scratch());
       narrow_.encode(r, scratch());
     }
+    barrier_.wait();
   }
 
   void add(const Linear<Kind>& linear, const Inputs<Kind>& x, const Batch& b) {
@@ -198,6 +227,7 @@ class Gpt final : public Model {
       float* to = stream_.get() + size_t(r) * stream_stride_ + column;
       for (int j = 0; j < VECTORS; j++) store(to + j * W, load<vf>(to + j * W) + y[j]);
     });
+    barrier_.wait();
   }
 
   Cache* cached(int layer, int which, int slot, int head) const {
@@ -207,7 +237,7 @@ class Gpt final : public Model {
 
   void attention(const Batch& b, int index) {
     int width = shape_.width, heads = shape_.heads, dim = shape_.head_dim(), padded = shape_.padded_head_dim();
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int r = 0; r < b.rows; r++) {
       float* row = scratch();
       std::fill(row, row + padded, 0.0f);
@@ -219,27 +249,32 @@ class Gpt final : public Model {
         store_value(cached(index, 1, b.slots[r], h), b.positions[r], padded, row);
       }
     }
+    barrier_.wait();
     float scale = 1.0f / std::sqrt(float(dim));
-#pragma omp for schedule(dynamic, 4)
+#pragma omp for schedule(dynamic, 4) nowait
     for (int item = 0; item < b.rows * heads; item++) {
       int r = item / heads, h = item % heads;
       float *query = scratch(), *out = query + padded, *scores = out + padded;
       const float* from = qkv_.get() + size_t(r) * qkv_stride_ + h * dim;
       for (int d = 0; d < padded; d++) query[d] = d < dim ? from[d] * scale : 0.0f;
-      attend(query, cached(index, 0, b.slots[r], h), cached(index, 1, b.slots[r], h), b.positions[r] + 1,
-             padded, scores, out);
+      const Cache *keys = cached(index, 0, b.slots[r], h), *values = cached(index, 1, b.slots[r], h);
+      const Cache* next = keys + size_t(shape_.cache_positions) * padded;
+      attend(query, keys, values, next, b.positions[r] + 1, padded, scores, out);
       std::copy(out, out + dim, attended_.get() + size_t(r) * stream_stride_ + h * dim);
     }
-#pragma omp for schedule(static)
+    barrier_.wait();
+#pragma omp for schedule(static) nowait
     for (int r = 0; r < b.rows; r++) narrow_.encode(r, attended_.get() + size_t(r) * stream_stride_);
+    barrier_.wait();
   }
 
   void finish(const Batch& b) {
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int i = 0; i < b.outputs; i++) {
       norm_.apply(stream_.get() + size_t(b.output_rows[i]) * stream_stride_, scratch());
       last_.encode(i, scratch());
     }
+    barrier_.wait();
     int vocab = shape_.vocab;
     Collector* mine = collectors_.data() + size_t(omp_get_thread_num()) * b.outputs;
     head_.apply(last_, b.outputs, b.threads, [&](int i, int column, const vf(&y)[VECTORS]) {
@@ -252,7 +287,8 @@ class Gpt final : public Model {
       if (b.draws && b.draws[i].candidates()) mine[i].offer(y, column, vocab);
     });
     if (!b.draws) return;
-#pragma omp for schedule(dynamic, 1)
+    barrier_.wait();
+#pragma omp for schedule(dynamic, 1) nowait
     for (int i = 0; i < b.outputs; i++) draw(b, i);
   }
 
@@ -289,6 +325,7 @@ class Gpt final : public Model {
   int rows_ = 0, outputs_ = 0, threads_ = 0;       // that there is room for
   Buffer<float> stream_{nullptr, free}, qkv_{nullptr, free}, attended_{nullptr, free}, inner_{nullptr, free};
   Inputs<Kind> narrow_, wide_, last_;
+  Barrier barrier_;
   std::vector<Collector> collectors_;  // [thread][output]
   std::vector<std::vector<Candidate>> best_;
   std::vector<std::vector<float>> scratch_;

@@ -190,6 +190,15 @@ inline T narrow_to(float x) {
     return x;
 }
 
+// For the time of a short wait.
+inline void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 }  // namespace slm

@@ -14,9 +14,19 @@ import torch.nn.functional as F
 from typer import Typer
 from typer.testing import CliRunner
 
-from slm_core import GPT, Engine, GPTConfig, SamplingParams, Tokenizer, load_checkpoint
+from slm_core import (
+    GPT,
+    Engine,
+    GPTConfig,
+    SamplingParams,
+    Tokenizer,
+    load_checkpoint,
+    save_checkpoint,
+)
+from slm_core.checkpoint import read_perplexity
 from training import prepare, train
 from training.evaluate import evaluate
+from training.evaluate import main as evaluate_command
 from training.optim import Muon, build_optimizers, orthogonalize, set_learning_rate
 from training.vocabulary import CompactVocabulary
 
@@ -162,3 +172,20 @@ def test_the_rate_warms_up_and_decays_to_zero() -> None:
     assert rates[0] == rates[-1] == 0.0
     assert max(rates) == 1.0
     assert rates.index(1.0) == 20
+
+
+def test_every_precision_is_evaluated_and_recorded(tmp_path: Path) -> None:
+    config = GPTConfig(n_layer=1, n_head=1, n_embd=16, context_length=8)
+    save_checkpoint(GPT(config), tmp_path / "model")
+    np.array([1, 2, 3, 50256, 4, 5, 50256], np.uint16).tofile(tmp_path / "val.bin")
+    app = Typer()
+    app.command()(evaluate_command)
+    arguments = [str(tmp_path / "model"), str(tmp_path / "val.bin"), "--record"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout.splitlines()[-1])["perplexity"]
+    assert measured["fp32"] == pytest.approx(measured["bf16"], rel=0.05)
+    assert read_perplexity(tmp_path / "model") == measured
+    failed = CliRunner().invoke(app, [*arguments, "--precision", "fp8"])
+    assert failed.exit_code == 2
+    assert "no precision 'fp8'" in failed.output
