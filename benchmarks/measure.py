@@ -1,19 +1,21 @@
-"""What the benchmarks share: workloads, interleaved repeats, the machine, the last line."""
+"""What the benchmarks share: random weights, interleaved repeats, the machine, the last line."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import random
 import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
 from slm_core import GPT, GPTConfig
+
+Rates = dict[str, list[float]]  # tokens per second of each contestant, round by round
 
 
 def random_model(preset: str) -> GPT:
@@ -27,45 +29,54 @@ def random_model(preset: str) -> GPT:
     return model
 
 
-def random_prompts(count: int, shortest: int = 4, longest: int = 64) -> list[list[int]]:
-    rng = random.Random(0)
-    return [
-        [rng.randrange(50256) for _ in range(rng.randint(shortest, longest))] for _ in range(count)
-    ]
+def available_threads() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def interleave(contestants: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
-    """Tokens per second of each contestant, `repeats` times in turn, after one warm-up round.
+def interleave(contestants: dict[str, Callable[[], float]], repeats: int) -> Rates:
+    """Calls every contestant in turn, `repeats` times after one warm-up round.
 
-    A contestant returns how many tokens it generated.
+    A contestant returns its tokens per second; one that raises is for the caller to catch.
     """
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    rates: Rates = {name: [] for name in contestants}
     for repeat in range(repeats + 1):
         for name, run in contestants.items():
-            started = time.perf_counter()
-            tokens = run()
-            rate = tokens / (time.perf_counter() - started)
-            print(
-                f"{'warm-up' if repeat == 0 else repeat}: {name}: {rate:.0f} tokens/s", flush=True
-            )
+            rate = run()
+            print(f"{repeat or 'warm-up'}: {name}: {rate:,.0f} tokens/s", flush=True)
             if repeat:
                 rates[name].append(rate)
     return rates
 
 
-def median_ratio(rates: dict[str, list[float]], over: str, under: str) -> float:
-    """Median over the repeats of one rate through another of the same round."""
-    return statistics.median(a / b for a, b in zip(rates[over], rates[under], strict=True))
+def timed(run: Callable[[], int]) -> Callable[[], float]:
+    """The tokens per second of something that returns how many tokens it generated."""
+
+    def rate() -> float:
+        started = time.perf_counter()
+        return run() / (time.perf_counter() - started)
+
+    return rate
 
 
-def report(name: str, rates: dict[str, list[float]], **figures: object) -> None:
-    """Prints the one JSON document."""
+def medians(rates: Rates) -> dict[str, float]:
+    return {name: round(statistics.median(each), 1) for name, each in rates.items()}
+
+
+def ratios(rates: Rates, over: str, under: str) -> list[float]:
+    """One rate through another of the same round."""
+    return [round(a / b, 3) for a, b in zip(rates[over], rates[under], strict=True)]
+
+
+def report(name: str, **figures: Any) -> dict[str, Any]:
+    """Prints the one JSON document, and returns it."""
     document = {
         "benchmark": name,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
         f"{torch.backends.cpu.get_cpu_capability()}",
-        "tokens_per_second": {name: round(statistics.median(r), 1) for name, r in rates.items()},
         **figures,
     }
-    print(json.dumps(document))
+    print(json.dumps(document), flush=True)
+    return document

@@ -5,7 +5,7 @@ python -m benchmarks.service
 
 from __future__ import annotations
 
-import os
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,16 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.measure import interleave, median_ratio, random_model, random_prompts, report
+from benchmarks.measure import (
+    available_threads,
+    interleave,
+    medians,
+    random_model,
+    ratios,
+    report,
+    timed,
+)
+from benchmarks.workloads import random_prompts
 from slm_client import Client
 from slm_client.stack import Stack, StackOptions
 from slm_core import Engine, SamplingParams, Tokenizer, save_checkpoint
@@ -31,8 +40,7 @@ def main(
     tokenizer = Tokenizer()
     texts = [tokenizer.decode(ids) for ids in random_prompts(rows, longest=40)]
     params = SamplingParams(max_tokens=tokens, temperature=0.8, top_k=40, ignore_eos=True)
-    threads = os.cpu_count() or 1
-    torch.set_num_threads(threads)
+    torch.set_num_threads(available_threads())
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = save_checkpoint(model, Path(folder) / "model")
         engine = Engine.from_checkpoint(checkpoint, device="cpu", slots=slots)
@@ -55,15 +63,15 @@ def main(
                     raise RuntimeError(f"{len(results)} results for {rows} rows")
                 return sum(result.completion_tokens for result in results)
 
-            rates = interleave({"service": served, "engine": alone}, repeats)
+            rates = interleave({"service": timed(served), "engine": timed(alone)}, repeats)
     report(
         "service",
-        rates,
+        tokens_per_second=medians(rates),
         preset=preset,
         rows=rows,
         tokens=tokens,
         slots=slots,
-        service_over_engine=round(median_ratio(rates, "service", "engine"), 3),
+        service_over_engine=round(statistics.median(ratios(rates, "service", "engine")), 3),
     )
 
 
