@@ -23,8 +23,11 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights: fast, and any mistake in seeds or slots shows at once in the text."""
-    config = GPTConfig(n_layer=2, n_head=2, n_embd=64, context_length=512)
+    """Random weights: any mistake in seeds or slots shows at once in the text.
+
+    Wide enough that a job of some hundred tokens still runs when a test looks again.
+    """
+    config = GPTConfig(n_layer=2, n_head=4, n_embd=256, context_length=512)
     return save_checkpoint(random_model(config), tmp_path_factory.mktemp("models") / "tiny")
 
 
