@@ -20,7 +20,7 @@ from slm_core import kernels
 from slm_core.kv_cache import round_up, untouched_pages
 from slm_core.linear import Precision
 from slm_core.model import GPT
-from slm_core.sampling import SamplingParams, noise_key
+from slm_core.sampling import SamplingParams, noise_keys
 
 _KEY_BLOCK = 16  # positions and head sizes come in these, see kernels/attention.h
 
@@ -123,20 +123,11 @@ class NativeBackend:
         return length
 
     def step(self, running: int, admitted: Sequence[tuple[list[int], SamplingParams]]) -> list[int]:
-        for slot, (ids, params) in enumerate(admitted, running):
-            self._positions[slot] = len(ids) - 1
-            self._draws[slot] = (
-                params.temperature,
-                params.top_p,
-                noise_key(params.seed),
-                0,
-                min(params.top_k or 0, self._vocab_size),
-                0,
-            )
         live = running + len(admitted)
         tokens, slots = self._draws["token"][:running], self._physical[:running]
         positions, last = self._positions[:running], np.arange(running, dtype=np.int32)
         if admitted:
+            self._assign(running, admitted)
             lengths = [len(ids) for ids, _ in admitted]
             tokens = np.concatenate([tokens, *(ids for ids, _ in admitted)])
             slots = np.concatenate([slots, np.repeat(self._physical[running:live], lengths)])
@@ -146,6 +137,13 @@ class NativeBackend:
         self._positions[:live] += 1
         drawn: list[int] = self._draws["token"][:live].tolist()
         return drawn
+
+    def _assign(self, first: int, admitted: Sequence[tuple[list[int], SamplingParams]]) -> None:
+        keys = noise_keys([params.seed for _, params in admitted]).numpy().view(np.uint64)
+        for slot, ((ids, params), key) in enumerate(zip(admitted, keys, strict=True), first):
+            self._positions[slot] = len(ids) - 1
+            top_k = min(params.top_k or 0, self._vocab_size)
+            self._draws[slot] = (params.temperature, params.top_p, key, 0, top_k, 0)
 
     def move(self, source: int, target: int) -> None:
         physical = self._physical

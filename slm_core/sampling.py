@@ -23,7 +23,6 @@ BROKEN = -1  # drawn where logits are NaN or infinite
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
-_WORD = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Sampler:
             torch.tensor([p.temperature for p in params], dtype=torch.float64),
             torch.tensor([p.top_k or 0 for p in params]),
             torch.tensor([p.top_p for p in params], dtype=torch.float64),
-            torch.tensor([_signed(noise_key(p.seed)) for p in params]),
+            noise_keys([p.seed for p in params]),
             torch.zeros(len(params)),
         )
         for tensor, column in zip(self._tensors, columns, strict=True):
@@ -163,12 +162,10 @@ class Sampler:
         return torch.where(best, tokens, torch.iinfo(torch.int64).max).amin(-1)
 
 
-def noise_key(seed: int | None) -> int:
-    """What a seed's noise starts from, in [0, 2**64); a missing seed is drawn."""
-    value = (secrets.randbits(63) if seed is None else seed) + _GAMMA & _WORD
-    value = (value ^ (value >> 30)) * _MIX_1 & _WORD
-    value = (value ^ (value >> 27)) * _MIX_2 & _WORD
-    return value ^ (value >> 31)
+def noise_keys(seeds: Sequence[int | None]) -> Tensor:
+    """What the noise of each seed starts from, int64 [seeds]; a missing seed is drawn."""
+    drawn = [secrets.randbits(63) if seed is None else seed for seed in seeds]
+    return _mix(torch.tensor(drawn) + _signed(_GAMMA))
 
 
 def top_candidates(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,29 +44,27 @@ struct Fp32 {
   static void pack(Weight* to, float w, int lane, int) { to[lane] = w; }
 };
 
-#if defined(__AVX512BF16__)
-struct Bf16 {
-  using Input = bf16;
+struct StoredBf16 {
   using Weight = bf16;
   using Cache = bf16;
   using Sum = vf;
   static constexpr int GROUP = 2;
   static constexpr bool SCALED = false;
+  static void pack(Weight* to, float w, int lane, int index) { to[2 * lane + index] = narrow(w); }
+};
+
+#if defined(__AVX512BF16__)
+struct Bf16 : StoredBf16 {
+  using Input = bf16;
   static vi weights(const bf16* w) { return load<vi>(w); }
   static vi input(const bf16* x) { return splat(load<int32_t>(x)); }
   static vf dot(vf sum, vi x, vi w) {
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
   }
-  static void pack(Weight* to, float w, int lane, int index) { to[2 * lane + index] = narrow(w); }
 };
 #else
-struct Bf16 {  // widened on the fly: half the memory traffic, the arithmetic of fp32
+struct Bf16 : StoredBf16 {  // widened on the fly: half the memory traffic, the arithmetic of fp32
   using Input = float;
-  using Weight = bf16;
-  using Cache = bf16;
-  using Sum = vf;
-  static constexpr int GROUP = 2;
-  static constexpr bool SCALED = false;
   struct Pair {
     vf even, odd;
   };
@@ -76,18 +74,20 @@ struct Bf16 {  // widened on the fly: half the memory traffic, the arithmetic of
   }
   static Pair input(const float* x) { return {splat(x[0]), splat(x[1])}; }
   static vf dot(vf sum, Pair x, Pair w) { return madd(x.odd, w.odd, madd(x.even, w.even, sum)); }
-  static void pack(Weight* to, float w, int lane, int index) { to[2 * lane + index] = narrow(w); }
 };
 #endif
 
-#if defined(__AVX512VNNI__)
-struct Int8 {  // exact: weights unsigned, shifted by OFFSET, which the rows' sums take back
-  using Input = int8_t;
-  using Weight = uint8_t;
+struct Scaled {
   using Cache = bf16;
   using Sum = vi;
-  static constexpr int GROUP = 4;
   static constexpr bool SCALED = true;
+};
+
+#if defined(__AVX512VNNI__)
+struct Int8 : Scaled {  // exact: weights unsigned, shifted by OFFSET, which the rows' sums take back
+  using Input = int8_t;
+  using Weight = uint8_t;
+  static constexpr int GROUP = 4;
   static constexpr int OFFSET = 128;
   static vi weights(const uint8_t* w) { return load<vi>(w); }
   static vi input(const int8_t* x) { return splat(load<int32_t>(x)); }
@@ -99,13 +99,10 @@ struct Int8 {  // exact: weights unsigned, shifted by OFFSET, which the rows' su
   }
 };
 #else
-struct Int8 {  // exact: products of pairs in 16 bits, summed in 32
+struct Int8 : Scaled {  // exact: products of pairs in 16 bits, summed in 32
   using Input = int16_t;
   using Weight = int8_t;
-  using Cache = bf16;
-  using Sum = vi;
   static constexpr int GROUP = 2;
-  static constexpr bool SCALED = true;
   static constexpr int OFFSET = 0;
   static vh weights(const int8_t* w) {
 #if defined(__AVX2__)

@@ -92,7 +92,6 @@ inline vf madd(vf a, vf b, vf c) {
 
 inline vf vmax(vf a, vf b) { return a > b ? a : b; }
 inline vf vmin(vf a, vf b) { return a < b ? a : b; }
-inline vf vabs(vf a) { return bits<vf>(bits<vu>(a) & 0x7fffffffu); }
 
 // The first `count` lanes of v, then zeros.
 inline vf head(vf v, int count) {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -16,6 +17,16 @@ MakeEngine = Callable[..., Engine]
 def precisions(computer: str) -> list[Precision]:
     """Those that one of `KERNELS` has on this processor."""
     return [p for p in PRECISIONS if p != "int8" or computer != "none" or int8_is_exact()]
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(params=KERNELS)

@@ -11,7 +11,7 @@ import torch
 from slm_core import GPT, GPTConfig
 from slm_core.decoder import Decoder
 from slm_core.linear import Precision
-from tests.slm_core.conftest import precisions, random_model
+from tests.slm_core.conftest import precisions, random_model, torch_threads
 
 CPU = torch.device("cpu")
 SLOTS = 64
@@ -20,10 +20,8 @@ LENGTHS = [1, 5, 16, 40, 64, 100]
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield
 
 
 @pytest.fixture(

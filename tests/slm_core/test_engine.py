@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from slm_core import GPT, Completion, Engine, GPTConfig, SamplingParams
 from slm_core.errors import InvalidParams, PromptTooLong
 from slm_core.linear import PRECISIONS, Precision
-from tests.slm_core.conftest import KERNELS, MakeEngine, precisions, random_model
+from tests.slm_core.conftest import KERNELS, MakeEngine, precisions, random_model, torch_threads
 
 EOS = 50256
 
@@ -114,12 +114,8 @@ def test_the_same_seed_gives_the_same_text_in_any_company(model: GPT, data: st.D
     ]
     alone = Engine(model, slots=1, **how)
     expected = [alone.generate([p], q)[0] for p, q in zip(prompts, params, strict=True)]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         assert Engine(model, slots=slots, **how).generate(prompts, params) == expected
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_seeds_differ_and_a_missing_seed_is_drawn(model: GPT, make_engine: MakeEngine) -> None:

@@ -19,7 +19,7 @@ from slm_core.linear import PRECISIONS, Precision
 from slm_core.native import NativeBackend
 from slm_core.sampling import BLOCK, BROKEN, Sampler
 from slm_core.torch_backend import TorchBackend
-from tests.slm_core.conftest import KERNELS, precisions, random_model
+from tests.slm_core.conftest import KERNELS, precisions, random_model, torch_threads
 
 VARIANTS = KERNELS[1:]
 SHAPES = [
@@ -82,9 +82,7 @@ def test_rows_are_bitwise_independent(
     expected = [alone.logits(ids).numpy() for ids in sequences]
     together = NativeBackend(model, slots, precision, variant)
     done = [0] * slots
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         while any(n < len(ids) for n, ids in zip(done, sequences, strict=True)):
             rows = [
                 (slot, position)
@@ -102,8 +100,6 @@ def test_rows_are_bitwise_independent(
             for row, (slot, position) in enumerate(rows):
                 assert np.array_equal(logits[row], expected[slot][position])
                 done[slot] += 1
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
