@@ -4,13 +4,25 @@ SlmJobsError
 ├── JobNotFound          no such job, or its record has expired
 ├── UnknownModel         a model that the manifest does not name
 ├── ManifestError        models.toml is missing or wrong
+├── TemplateError        variables that do not fit a template
 ├── SettingsError        an environment variable is wrong
-└── StoreUnavailable     Redis does not answer, is loading, or refuses to write
+├── StoreUnavailable     Redis does not answer, is loading, or refuses to write
+├── NoSuchKey            no API key has this id, or it has been revoked
+├── JobNotEnded          it waits or runs, and only what has ended may be deleted
+└── Refused              a job was not taken, and nothing was charged
+    ├── KeyRejected          no such API key, or it has been revoked
+    ├── PriorityTooHigh      the key may not ask for so much
+    ├── RateLimited          some limit of the key, which `quotas` tell
+    ├── QueueFull            as many jobs wait as may, or Redis is nearly out of memory
+    ├── IdempotencyConflict  the Idempotency-Key came with another body before
+    └── JobGone              the Idempotency-Key made a job whose record is gone
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 
 class SlmJobsError(Exception):
@@ -33,9 +45,87 @@ class ManifestError(SlmJobsError):
     pass
 
 
+class TemplateError(SlmJobsError):
+    def __init__(self, unknown: list[str], missing: list[str], known: Iterable[str]) -> None:
+        self.unknown = unknown
+        self.missing = missing
+        wrong = [f"no variable {name[:64]!r}" for name in unknown]
+        wrong += [f"{name!r} is missing" for name in missing]
+        super().__init__(f"{', '.join(wrong)}; the template takes: {', '.join(known) or 'none'}")
+
+
 class SettingsError(SlmJobsError):
     pass
 
 
 class StoreUnavailable(SlmJobsError):
     pass
+
+
+class NoSuchKey(SlmJobsError):
+    def __init__(self, key: str) -> None:
+        super().__init__(f"no API key {key[:64]!r}, or it has been revoked")
+
+
+class JobNotEnded(SlmJobsError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"job {job_id!r} has not ended; cancel it first")
+
+
+class Quota(NamedTuple):
+    """How a key stands with one of its limits, in requests, tokens or jobs."""
+
+    policy: str  # requests | tokens (a minute each) | jobs-in-flight | queued-tokens
+    limit: int
+    remaining: int
+    reset_ms: int  # until all of it is there again; 0 for what is held rather than used up
+    wait_ms: (
+        int  # until a refused request may pass; 0: it passed, -1: it asks for more than there is
+    )
+
+    @property
+    def violated(self) -> bool:
+        return self.wait_ms != 0
+
+
+class Refused(SlmJobsError):
+    pass
+
+
+class KeyRejected(Refused):
+    def __init__(self) -> None:
+        super().__init__("there is no such API key, or it has been revoked")
+
+
+class PriorityTooHigh(Refused):
+    def __init__(self, highest: int) -> None:
+        self.highest = highest
+        super().__init__(f"this key's jobs have a priority of {highest} at most")
+
+
+class RateLimited(Refused):
+    def __init__(self, quotas: Sequence[Quota]) -> None:
+        self.quotas = quotas
+        self.violated = [quota for quota in quotas if quota.violated]
+        super().__init__("limits reached: " + ", ".join(q.policy for q in self.violated))
+
+    @property
+    def retry_after(self) -> int | None:
+        """Seconds until it may pass; None if it never will."""
+        waits = [quota.wait_ms for quota in self.violated]
+        return None if min(waits) < 0 else math.ceil(max(waits) / 1000)
+
+
+class QueueFull(Refused):
+    pass
+
+
+class IdempotencyConflict(Refused):
+    def __init__(self) -> None:
+        super().__init__("this Idempotency-Key came with another body before")
+
+
+class JobGone(Refused):
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"the Idempotency-Key made job {job_id!r}, whose record is gone")

@@ -6,33 +6,54 @@ Texts that only Python looks into (request, outputs, usage, error) are JSON; tim
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from pydantic import TypeAdapter
 
-from slm_jobs.schemas import Job, JobError, JobStatus, Output, Usage
+from slm_jobs.schemas import Job, JobError, JobStatus, Output, Piece, QueuePosition, Usage
 
 OUTPUTS = TypeAdapter(list[Output])
 
 
-def to_job(job_id: str, record: Mapping[str, str]) -> Job:
+def fields(flat: Sequence[str]) -> dict[str, str]:
+    """A hash as scripts return it: names and values in turn."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def to_job(job_id: str, record: Mapping[str, str], queue: QueuePosition | None = None) -> Job:
     request = json.loads(record["request"])
     return Job(
         id=job_id,
         status=JobStatus(record["status"]),
         model=record["model"],
-        created_at=_time(record["created_at"]),
-        started_at=_time(record["started_at"]) if "started_at" in record else None,
-        finished_at=_time(record["finished_at"]) if "finished_at" in record else None,
+        created_at=to_time(record["created_at"]),
+        started_at=to_time(record["started_at"]) if "started_at" in record else None,
+        finished_at=to_time(record["finished_at"]) if "finished_at" in record else None,
         attempt=int(record["attempt"]),
+        priority=int(record["priority"]),
         seed=request["seed"],
+        queue=queue,
+        cancel_requested="cancel_requested" in record,
         outputs=OUTPUTS.validate_json(record["outputs"]) if "outputs" in record else [],
         usage=Usage.model_validate_json(record["usage"]) if "usage" in record else None,
+        fingerprint=record.get("fingerprint"),
         error=JobError.model_validate_json(record["error"]) if "error" in record else None,
         metadata=request["metadata"],
     )
 
 
-def _time(milliseconds: str) -> datetime:
+def to_time(milliseconds: str) -> datetime:
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+
+
+def to_microseconds(time: datetime) -> int:
+    return int(time.timestamp() * 1_000_000)
+
+
+def to_piece(entry: str) -> Piece | None:
+    """An entry of a stream; None for the mark after which all text before is void."""
+    if entry == "restart":
+        return None
+    output, end, text = entry.split(" ", 2)
+    return Piece(int(output), 0, int(end), text)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MAX_PROMPTS = 16
 MAX_SEQUENCES = 64  # prompts x n of one job
+MAX_PRIORITY = 9
 SEED_LIMIT = 2**63
 
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
@@ -63,12 +64,24 @@ class GenerationParams(_Strict):
 
 
 class JobRequest(GenerationParams):
-    """The body of `POST /jobs`."""
+    """The body of `POST /jobs`: a `prompt`, or a `template` with its `variables`."""
 
-    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS)] = Field(
-        description="One text to continue, or several."
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS)] | None = (
+        Field(None, description="One text to continue, or several.")
+    )
+    template: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        None, description="A template of the model, see `GET /models`, instead of a prompt."
+    )
+    variables: dict[str, Annotated[str, StringConstraints(max_length=10_000)]] = Field(
+        default_factory=dict, max_length=32, description="A text for each variable of the template."
     )
     model: str | None = Field(None, description="A name from `GET /models`; default: the first.")
+    priority: int = Field(
+        0, ge=0, le=MAX_PRIORITY, description="Greater goes first; your key may limit it."
+    )
+    stream: bool = Field(
+        False, description="Makes `GET /jobs/{id}/stream` send tokens while the job runs."
+    )
     metadata: dict[
         Annotated[str, StringConstraints(min_length=1, max_length=64)],
         Annotated[str, StringConstraints(max_length=512)],
@@ -76,15 +89,35 @@ class JobRequest(GenerationParams):
 
     @property
     def prompts(self) -> list[str]:
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        """What `prompt` holds; empty for a template, whose text is the api's to render."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt or []
 
     @model_validator(mode="after")
-    def _limit_sequences(self) -> JobRequest:
-        if len(self.prompts) * self.n > MAX_SEQUENCES:
-            raise ValueError(
-                f"{len(self.prompts)} prompts x n {self.n} is more than {MAX_SEQUENCES} outputs"
-            )
+    def _check_together(self) -> JobRequest:
+        if (self.prompt is None) == (self.template is None):
+            raise ValueError("Send either a prompt or a template")
+        if self.variables and self.template is None:
+            raise ValueError("variables need a template")
+        if (count := max(1, len(self.prompts))) * self.n > MAX_SEQUENCES:
+            raise ValueError(f"{count} prompts x n {self.n} is more than {MAX_SEQUENCES} outputs")
         return self
+
+
+class JobSpec(GenerationParams):
+    """What a job's record keeps of its request, and a worker runs: texts or token ids, and a seed.
+
+    Fields that this version does not know are ignored, so that api and workers may be upgraded one
+    after the other.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model: str
+    prompts: list[str | list[int]]
+    priority: int = 0
+    stream: bool = False
+    metadata: dict[str, str] = Field(default_factory=dict)
+    request_id: str = ""  # of the HTTP request that made the job; for logs
 
 
 class Output(_Strict):
@@ -106,6 +139,29 @@ class JobError(_Strict):
     message: str
 
 
+class QueuePosition(_Strict):
+    """Where a queued job stands."""
+
+    ahead: int = Field(description="Jobs of its model that start before it.")
+    estimated_wait_seconds: float | None = Field(
+        description="Until it starts, at the rate measured now; null while no worker has a rate."
+    )
+
+
+class QueueInfo(_Strict):
+    """How the queue of a model stands."""
+
+    model: str
+    waiting: int = Field(description="Jobs that no worker has begun.")
+    running: int
+    workers: int = Field(description="Workers alive now that host it.")
+    slots: int = Field(description="Sequences that they decode at once.")
+    tokens_per_second: float = Field(description="Of all workers, measured while they decode.")
+    estimated_wait_seconds: float | None = Field(
+        description="Until a job that came now would start, at most; null while there is no rate."
+    )
+
+
 class Job(_Strict):
     """A job as clients see it. Times are UTC."""
 
@@ -116,9 +172,15 @@ class Job(_Strict):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     attempt: int = 0
+    priority: int = 0
     seed: int
+    queue: QueuePosition | None = Field(None, description="While it is queued.")
+    cancel_requested: bool = Field(False, description="It ends at its next decode step.")
     outputs: list[Output] = Field(default_factory=list)
     usage: Usage | None = None
+    fingerprint: str | None = Field(
+        None, description="What made the text: the same seed gives the same text for the same one."
+    )
     error: JobError | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
 
@@ -129,7 +191,23 @@ class Work(_Strict):
     id: str
     attempt: int
     model: str
-    request: JobRequest  # its seed is set
+    spec: JobSpec
+
+
+class Beat(NamedTuple):
+    """What a heartbeat learns about the work that a worker holds, by job id."""
+
+    lost: set[str]  # gone, ended, or somebody else's
+    cancelled: set[str]  # still ours, but a client wants it to end
+
+
+class Piece(NamedTuple):
+    """Text of output `output`: what its tokens after the first `start`, up to `end`, added."""
+
+    output: int
+    start: int
+    end: int
+    text: str
 
 
 class WorkerInfo(_Strict):
@@ -139,5 +217,6 @@ class WorkerInfo(_Strict):
     models: list[str]
     slots: int
     running: int = 0
+    tokens_per_second: dict[str, float] = Field(default_factory=dict)  # by model, while it decodes
     pid: int
     host: str

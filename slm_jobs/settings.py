@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from slm_jobs.errors import SettingsError
+from slm_jobs.logs import log_handler
 
 PACKAGED_MANIFEST = Path(__file__).with_name("models.toml")
 
@@ -26,7 +28,8 @@ class Settings(BaseSettings):
         2.0, gt=0, description="Longest wait for a reply of Redis; without one the api answers 503."
     )
     models_file: Path = Field(
-        PACKAGED_MANIFEST, description="Manifest of the models to serve (TOML)."
+        PACKAGED_MANIFEST,
+        description="Manifest of the models (TOML); several, with `:` between, are merged.",
     )
     lease_seconds: float = Field(
         15.0,
@@ -39,7 +42,21 @@ class Settings(BaseSettings):
     job_ttl_seconds: int = Field(
         86_400, ge=1, description="How long an ended job's record is kept."
     )
+    max_waiting_jobs: int = Field(
+        100_000, ge=1, description="Jobs of a model that may wait; more are answered with 503."
+    )
+    allowed_hosts: str = Field(
+        "localhost,127.0.0.1,[::1]",
+        description="Names under which the api may be called, with commas between; *: any.",
+    )
+    sync_timeout_seconds: float = Field(
+        600.0, gt=0, description="How long an answer that waits for its text may take."
+    )
+    log_format: Literal["text", "json"] = Field("text", description="What log lines look like.")
     slots: int = Field(64, ge=1, le=4096, description="Sequences that a worker decodes at once.")
+    worker_models: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None, description="Models that a worker serves, with commas between; default: all."
+    )
     threads: int | None = Field(
         None, ge=1, description="CPU threads of a worker's engine; default: all cores."
     )
@@ -74,6 +91,16 @@ class Settings(BaseSettings):
             raise ValueError("must look like redis://127.0.0.1:6379/0")
         return url
 
+    @field_validator("worker_models", mode="before")
+    @classmethod
+    def _split_names(cls, names: object) -> object:
+        return names.replace(",", " ").split() or None if isinstance(names, str) else names
+
+    @cached_property
+    def models_files(self) -> tuple[Path, ...]:
+        """What `models_file` holds: the manifests, in the order of their merging."""
+        return tuple(map(Path, str(self.models_file).split(os.pathsep)))
+
     @cached_property
     def heartbeat_seconds(self) -> float:
         """Three signs of life fit into a lease."""
@@ -81,9 +108,7 @@ class Settings(BaseSettings):
 
     def configure_logging(self) -> None:
         """One form of log lines for every process of the service."""
-        logging.basicConfig(
-            level=self.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        logging.basicConfig(level=self.log_level, handlers=[log_handler(self.log_format)])
 
     @classmethod
     def from_environment(cls) -> Settings:

@@ -6,23 +6,36 @@ no reply may ask again. Knows nothing of HTTP, Celery or engines; tickets are Ce
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
+from redis.exceptions import ResponseError
 from ulid import ULID
 
 from slm_jobs import keys
+from slm_jobs.admission import Admission, Idempotency, refusal
+from slm_jobs.api_keys import ApiKey, KeyProof, KeyStore
+from slm_jobs.commands import Commands
 from slm_jobs.connection import connect, store_errors
-from slm_jobs.errors import JobNotFound
-from slm_jobs.records import OUTPUTS, to_job
+from slm_jobs.errors import JobNotEnded, JobNotFound, QueueFull, Quota
+from slm_jobs.records import OUTPUTS, fields, to_job, to_microseconds, to_piece
 from slm_jobs.schemas import (
+    Beat,
     Job,
     JobError,
-    JobRequest,
+    JobSpec,
     JobStatus,
     Output,
+    Piece,
+    QueueInfo,
+    QueuePosition,
     Usage,
     Work,
     WorkerInfo,
@@ -34,8 +47,11 @@ if TYPE_CHECKING:
     from redis import Redis
 
 SWEEP_LOCK_MS = 900  # janitors tick once a second: one of them sweeps
-SWEEP_LEASES = 256  # taken back in one sweep, so that it never holds Redis up for long
+SWEEP_MOST = 256  # jobs of a kind in one sweep, so that it never holds Redis up for long
+SCANNED_JOBS = 1_000  # for one page of a list
 DRAWN_SEED_BITS = 53  # what JavaScript reads exactly, so that every client can send it again
+IDEMPOTENCY_SECONDS = 86_400 + 3_600  # a day at least, whatever clocks think
+FULL_SHARE = 0.9  # of Redis's memory: then no more jobs are taken
 
 _DEFAULTS = Settings.model_construct()  # the declared defaults, without the environment
 
@@ -70,14 +86,20 @@ class JobStore:
         lease_seconds: float = _DEFAULTS.lease_seconds,
         job_ttl_seconds: int = _DEFAULTS.job_ttl_seconds,
         max_crashes: int = _DEFAULTS.max_crashes,
+        max_waiting_jobs: int = _DEFAULTS.max_waiting_jobs,
         clock_offset_ms: int = 0,
     ) -> None:
         self.clock_offset_ms = clock_offset_ms
+        self.keys = KeyStore(redis)
         self._redis = redis
         self._scripts = register(redis)
         self._lease_ms = round(lease_seconds * 1000)
         self._job_ttl_seconds = job_ttl_seconds
         self._max_crashes = max_crashes
+        self._max_waiting = max_waiting_jobs
+        self._known_rates: tuple[float, Counter[str]] = (-math.inf, Counter())
+        self._memory_asked = -math.inf
+        self._nearly_full = False
 
     @classmethod
     def from_settings(cls, settings: Settings, *, max_connections: int = 32) -> JobStore:
@@ -91,6 +113,7 @@ class JobStore:
             lease_seconds=settings.lease_seconds,
             job_ttl_seconds=settings.job_ttl_seconds,
             max_crashes=settings.max_crashes,
+            max_waiting_jobs=settings.max_waiting_jobs,
         )
 
     def close(self) -> None:
@@ -103,30 +126,166 @@ class JobStore:
 
     # Clients
 
-    def create(self, request: JobRequest, *, model: str, job_id: str | None = None) -> Job:
-        """Makes a job wait for `model`, a name of the manifest. Draws seed and id if absent.
+    def create(
+        self,
+        spec: JobSpec,
+        *,
+        job_id: str | None = None,
+        owner: KeyProof | None = None,
+        tokens: int = 0,
+        idempotency: Idempotency | None = None,
+    ) -> Admission:
+        """Makes a job wait, if its owner's limits allow it: all in one call, or nothing of it.
 
-        With the id of an existing job it returns that job, unchanged: a caller that draws the id
-        (`new_job_id`) may repeat a call that got no reply.
+        `tokens` is the most that it may take, prompts included; what it did not use is given back
+        at its end. Without an owner there are no limits. A seed or id that is absent is drawn.
+
+        With the id of an existing job, or an Idempotency-Key that came with the same body before,
+        it returns that job and charges nothing: who got no reply may ask again.
+
+        Raises a kind of Refused.
         """
         job_id = job_id or new_job_id()
-        seed = secrets.randbits(DRAWN_SEED_BITS) if request.seed is None else request.seed
-        request = request.model_copy(update={"model": model, "seed": seed})
-        flat = self._run("create", job_id, model, request.model_dump_json())
-        return to_job(job_id, dict(zip(flat[::2], flat[1::2], strict=True)))
+        if spec.seed is None:
+            spec = spec.model_copy(update={"seed": secrets.randbits(DRAWN_SEED_BITS)})
+        self._check_memory()
+        outcome, *details = self._run(
+            "create",
+            job_id,
+            spec.model,
+            spec.priority,
+            tokens,
+            self._max_waiting,
+            *(owner or ("", "")),
+            *(idempotency or ("", "")),
+            IDEMPOTENCY_SECONDS,
+            spec.model_dump_json(),
+        )
+        if outcome not in ("taken", "known"):
+            raise refusal(outcome, details)
+        job_id, record, place, quotas = details
+        job = self._to_job(job_id, fields(record), place)
+        return Admission(job, outcome == "known", [Quota(*quota) for quota in quotas])
 
-    def get(self, job_id: str) -> Job:
-        """Raises JobNotFound, also when the record of an ended job has expired."""
-        with store_errors():
-            record = cast("dict[str, str]", self._redis.hgetall(keys.job(job_id)))
+    def get(self, job_id: str, *, viewer: ApiKey | None = None) -> Job:
+        """Raises JobNotFound, also when the record of an ended job has expired, and for a viewer
+        who neither owns it nor is an admin."""
+        flat, place = self._run("read", job_id)
+        record = fields(flat)
+        if not record or not (viewer is None or viewer.admin or record["key"] == viewer.id):
+            raise JobNotFound(job_id)
+        return self._to_job(job_id, record, place)
+
+    def page(
+        self,
+        key: str,
+        *,
+        statuses: Iterable[JobStatus] = (),
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        cursor: int | None = None,
+        limit: int = 50,
+    ) -> tuple[list[Job], int | None]:
+        """A key's jobs, the newest first, and the cursor of the next page; None after the last.
+
+        With `statuses` a page may hold fewer than `limit`, or none, before the last.
+        """
+        below = [to_microseconds(created_before)] if created_before else []
+        below += [cursor] if cursor is not None else []
+        page = self._run(
+            "list",
+            key,
+            f"({min(below)}" if below else "+inf",
+            to_microseconds(created_after) if created_after else "-inf",
+            limit,
+            SCANNED_JOBS,
+            *statuses,
+        )
+        following, pairs = page[0], zip(page[1::2], page[2::2], strict=True)
+        jobs = [to_job(job_id, fields(record)) for job_id, record in pairs]
+        return jobs, int(following) if following else None
+
+    def cancel(self, job_id: str) -> Job:
+        """Ends a queued job, and tells the worker of a running one; ended ones stay as they are.
+
+        Raises JobNotFound.
+        """
+        record = fields(self._run("cancel", job_id, self._job_ttl_seconds))
         if not record:
             raise JobNotFound(job_id)
         return to_job(job_id, record)
+
+    def delete(self, job_id: str) -> None:
+        """Forgets an ended job and its texts. Raises JobNotEnded."""
+        if not self._run("delete", job_id):
+            raise JobNotEnded(job_id)
+
+    def read_stream(self, job_id: str, start: int = 0) -> list[Piece | None]:
+        """What a job's outputs said, from entry `start` of its stream on; None: the text before is
+        void. `Piece.start` is not known here, and 0."""
+        with store_errors():
+            entries = cast("list[str]", self._redis.lrange(keys.STREAM + job_id, start, -1))
+        return [to_piece(entry) for entry in entries]
+
+    def queues(self, models: Sequence[str]) -> list[QueueInfo]:
+        """How each model's queue stands."""
+        rows = self._run("queue", *models)
+        workers = self.workers()
+        found = []
+        for model, (waiting, tokens, running) in zip(models, rows, strict=True):
+            hosting = [worker for worker in workers if model in worker.models]
+            rate = sum(worker.tokens_per_second.get(model, 0.0) for worker in hosting)
+            found.append(
+                QueueInfo(
+                    model=model,
+                    waiting=waiting,
+                    running=running,
+                    workers=len(hosting),
+                    slots=sum(worker.slots for worker in hosting),
+                    tokens_per_second=round(rate, 1),
+                    estimated_wait_seconds=round(tokens / rate, 1) if rate else None,
+                )
+            )
+        return found
 
     def queue_depth(self, model: str) -> int:
         """How many jobs wait for the model; running ones do not count."""
         with store_errors():
             return self._redis.zcard(keys.waiting(model))
+
+    def _to_job(self, job_id: str, record: dict[str, str], place: list[int]) -> Job:
+        """With its place in the queue; its share of the queue's tokens is taken for its share of
+        the queue's length."""
+        if not place:
+            return to_job(job_id, record)
+        ahead, waiting, tokens = place
+        rate = self._rates().get(record["model"], 0.0)
+        seconds = round(tokens * ahead / waiting / rate, 1) if rate else None
+        return to_job(job_id, record, QueuePosition(ahead=ahead, estimated_wait_seconds=seconds))
+
+    def _rates(self) -> Counter[str]:
+        """Tokens per second of each model; asked for once a second at most."""
+        asked, rates = self._known_rates
+        if time.monotonic() - asked > 1:
+            rates = Counter()
+            for worker in self.workers():
+                rates.update(worker.tokens_per_second)
+            self._known_rates = (time.monotonic(), rates)
+        return rates
+
+    def _check_memory(self) -> None:
+        """Redis refuses to write when it is full; we stop before, so that running jobs may end.
+
+        Asks once a second at most. Raises QueueFull.
+        """
+        if time.monotonic() - self._memory_asked > 1:
+            self._memory_asked = time.monotonic()
+            with store_errors(), suppress(ResponseError):  # it may be forbidden to ask
+                info = cast("dict[str, int]", self._redis.info("memory"))
+                used, most = info["used_memory"], info.get("maxmemory", 0)
+                self._nearly_full = bool(most) and used > most * FULL_SHARE
+        if self._nearly_full:
+            raise QueueFull("Redis is nearly out of memory")
 
     # Workers
 
@@ -136,25 +295,40 @@ class JobStore:
         if claimed is None:
             return None
         job_id, attempt, request = claimed
-        return Work(
-            id=job_id,
-            attempt=attempt,
-            model=model,
-            request=JobRequest.model_validate_json(request),
-        )
+        spec = JobSpec.model_validate_json(request)
+        return Work(id=job_id, attempt=attempt, model=model, spec=spec)
 
-    def heartbeat(self, worker: WorkerInfo, held: Iterable[Work]) -> set[str]:
+    def heartbeat(self, worker: WorkerInfo, held: Iterable[Work]) -> Beat:
         """The worker's sign of life; extends the leases of the work that it still owns.
 
-        Returns the ids of the rest: their record is gone, they have ended, or somebody took them
-        back. Of an id held twice, after taking one's own lost job again, the newest attempt counts.
+        Of an id held twice, after taking one's own lost job again, the newest attempt counts.
         """
         newest: dict[str, int] = {}
         for work in held:
             newest[work.id] = max(work.attempt, newest.get(work.id, 0))
         pairs = (part for pair in newest.items() for part in pair)
         info = worker.model_dump_json()
-        return set(self._run("heartbeat", worker.id, info, self._lease_ms, *pairs))
+        lost, cancelled = self._run("heartbeat", worker.id, info, self._lease_ms, *pairs)
+        return Beat(set(lost), set(cancelled))
+
+    def commands(self, worker_id: str) -> Commands:
+        """What clients ask of the worker, as they ask; see `Commands`."""
+        return Commands(self._redis, worker_id)
+
+    def append(
+        self, work: Work, fingerprint: str, pieces: Sequence[Piece]
+    ) -> dict[int, int] | None:
+        """Adds text to the job's stream; None if the attempt is stale, then nothing changed.
+
+        Returns how many tokens of each output the stream holds then; an output that is not named
+        has none. A piece is taken only where it begins with that count. Where the stream's text is
+        of another fingerprint it is declared void, and all counts become 0.
+        """
+        parts = (part for piece in pieces for part in piece)
+        flat = self._run("append", work.id, work.attempt, fingerprint, *parts)
+        if flat is None:
+            return None
+        return {int(k): int(v) for k, v in fields(flat).items() if k != "fingerprint"}
 
     def complete(
         self, work: Work, outputs: list[Output], usage: Usage, *, fingerprint: str
@@ -163,25 +337,29 @@ class JobStore:
 
         An expired lease that nobody has taken back may still complete.
         """
-        return self._finish(
-            work,
-            JobStatus.SUCCEEDED,
-            outputs=OUTPUTS.dump_json(outputs).decode(),
-            usage=usage.model_dump_json(),
-            fingerprint=fingerprint,
-        )
+        return self._end(work, JobStatus.SUCCEEDED, outputs, usage, fingerprint)
 
-    def fail(self, work: Work, error: JobError) -> bool:
+    def cancelled(
+        self, work: Work, outputs: list[Output], usage: Usage, *, fingerprint: str
+    ) -> bool:
+        """Ends a job that a client cancelled, with what it has. False if the attempt is stale."""
+        return self._end(work, JobStatus.CANCELLED, outputs, usage, fingerprint)
+
+    def fail(self, work: Work, error: JobError, usage: Usage | None = None) -> bool:
         """Ends the job with an error. False if the attempt is stale; then nothing changed."""
-        return self._finish(work, JobStatus.FAILED, error=error.model_dump_json())
+        record = {"usage": usage.model_dump_json()} if usage else {}
+        used = usage.total_tokens if usage else 0
+        error_json = error.model_dump_json()
+        return self._finish(work, JobStatus.FAILED, used, error=error_json, **record)
 
     def hand_back(self, works: Iterable[Work]) -> int:
-        """Returns unfinished work to its old place in line; no crash is counted.
+        """Returns unfinished work to its old place in line, or ends it where a client has cancelled
+        it; no crash is counted.
 
         Returns how many went back; a stale attempt changes nothing.
         """
         pairs = [part for work in works for part in (work.id, work.attempt)]
-        return int(self._run("hand_back", *pairs)) if pairs else 0
+        return int(self._run("hand_back", self._job_ttl_seconds, *pairs)) if pairs else 0
 
     def request_ticket(self, model: str) -> None:
         """Leaves a ticket if work waits and too few stand: for who stops claiming too early."""
@@ -203,7 +381,7 @@ class JobStore:
         counts = self._run(
             "sweep",
             SWEEP_LOCK_MS,
-            SWEEP_LEASES,
+            SWEEP_MOST,
             self._max_crashes,
             error.model_dump_json(),
             self._job_ttl_seconds,
@@ -219,10 +397,22 @@ class JobStore:
         """For a clean shutdown: the worker no longer counts as alive."""
         self._run("forget_worker", worker_id)
 
-    def _finish(self, work: Work, status: JobStatus, **record: str) -> bool:
+    def _end(
+        self, work: Work, status: JobStatus, outputs: list[Output], usage: Usage, fingerprint: str
+    ) -> bool:
+        return self._finish(
+            work,
+            status,
+            usage.total_tokens,
+            outputs=OUTPUTS.dump_json(outputs).decode(),
+            usage=usage.model_dump_json(),
+            fingerprint=fingerprint,
+        )
+
+    def _finish(self, work: Work, status: JobStatus, used: int, **record: str) -> bool:
         parts = (part for pair in record.items() for part in pair)
         ttl = self._job_ttl_seconds
-        return bool(self._run("finish", work.id, work.attempt, status, ttl, *parts))
+        return bool(self._run("finish", work.id, work.attempt, status, ttl, used, *parts))
 
     def _run(self, script: str, *args: str | int) -> Any:
         with store_errors():

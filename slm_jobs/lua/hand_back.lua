@@ -1,11 +1,12 @@
--- hand_back(id, attempt, id, attempt, ...) -> how many went back; stale ones are left alone
+-- hand_back(ttl in s, id, attempt, id, attempt, ...) -> how many went back; stale ones are left alone
+local ttl_seconds = ARGV[2]
 allow_when_full()
 
 local returned = 0
-for i = 2, #ARGV, 2 do
+for i = 3, #ARGV, 2 do
   local id, attempt = ARGV[i], ARGV[i + 1]
   if owns(id, attempt) then
-    requeue(id)
+    requeue(id, ttl_seconds)
     returned = returned + 1
   end
 end

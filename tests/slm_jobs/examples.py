@@ -5,7 +5,7 @@ from __future__ import annotations
 from redis import Redis
 
 from slm_jobs import keys
-from slm_jobs.schemas import Job, JobError, JobRequest, Output, Usage, Work, WorkerInfo
+from slm_jobs.schemas import Job, JobError, JobSpec, Output, Usage, Work, WorkerInfo
 from slm_jobs.store import JobStore, SweepReport
 
 MODEL = "tinystories"
@@ -16,8 +16,12 @@ ERROR = JobError(code="out_of_memory", message="The engine ran out of memory.")
 WORKER = WorkerInfo(id="w1", models=[MODEL], slots=64, running=1, pid=7, host="here")
 
 
+def spec(prompt: str = "Once upon", **fields: object) -> JobSpec:
+    return JobSpec.model_validate({"model": MODEL, "prompts": [prompt], **fields})
+
+
 def create(store: JobStore, prompt: str = "Once upon", **fields: object) -> Job:
-    return store.create(JobRequest.model_validate({"prompt": prompt, **fields}), model=MODEL)
+    return store.create(spec(prompt, **fields)).job
 
 
 def claim(store: JobStore, worker: str = "w1") -> Work:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import socketserver
 import threading
@@ -45,13 +46,26 @@ class _Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         proxy = self.server
         assert isinstance(proxy, LossyProxy)
+        self.losing = False
         with socket.create_connection(("127.0.0.1", proxy.redis_port)) as redis:
-            while command := self.request.recv(65_536):
-                redis.sendall(command)
-                reply = redis.recv(65_536)  # the commands of these tests are short: one piece each
-                if proxy.lose is None or proxy.lose not in command:
+            replies = threading.Thread(target=self._pass_replies, args=(proxy, redis))
+            replies.start()
+            with contextlib.suppress(OSError):  # the other direction has ended it
+                while command := self.request.recv(65_536):
+                    if proxy.lose is not None and proxy.lose in command:
+                        self.losing = True
+                    redis.sendall(command)
+            with contextlib.suppress(OSError):
+                redis.shutdown(socket.SHUT_RDWR)
+            replies.join()
+
+    def _pass_replies(self, proxy: LossyProxy, redis: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while reply := redis.recv(65_536):
+                if not self.losing:
                     self.request.sendall(reply)
                     continue
                 proxy.lost += 1
                 if not proxy.hang:
+                    self.request.shutdown(socket.SHUT_RDWR)
                     return

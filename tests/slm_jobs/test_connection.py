@@ -15,10 +15,10 @@ from slm_client.redis_server import RedisServer, free_port
 from slm_jobs import keys
 from slm_jobs.connection import connect, store_errors
 from slm_jobs.errors import StoreUnavailable
-from slm_jobs.schemas import JobRequest, JobStatus
+from slm_jobs.schemas import JobStatus
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore, new_job_id
-from tests.slm_jobs.examples import LEASE_MS, MODEL, WORKER, claim, complete, create, sweep
+from tests.slm_jobs.examples import LEASE_MS, MODEL, WORKER, claim, complete, create, spec, sweep
 from tests.slm_jobs.lossy_proxy import LossyProxy
 
 
@@ -71,7 +71,7 @@ def test_concurrent_creates_of_one_id_make_one_job(real_store: JobStore) -> None
     job_id = new_job_id()
 
     def create_it(n: int) -> int:
-        return real_store.create(JobRequest(prompt=f"{n}"), model=MODEL, job_id=job_id).seed
+        return real_store.create(spec(f"{n}"), job_id=job_id).job.seed
 
     with ThreadPoolExecutor(8) as pool:
         seeds = set(pool.map(create_it, range(32)))
@@ -88,7 +88,7 @@ def test_both_protocols(real_redis: Redis, redis_server: RedisServer, protocol: 
         first, second = create(store), create(store)
         assert (store.get(first.id), store.queue_depth(MODEL)) == (first, 2)
         work = claim(store)
-        assert store.heartbeat(WORKER, [work]) == set()
+        assert store.heartbeat(WORKER, [work]) == (set(), set())
         assert store.workers() == [WORKER]
         assert store.hand_back([work]) == 1
         assert complete(store, claim(store))
@@ -168,12 +168,11 @@ def test_a_thread_does_not_wait_long_for_a_connection(redis_server: RedisServer)
 
 def test_what_got_no_reply_can_be_asked_again(far_store: JobStore, proxy: LossyProxy) -> None:
     job_id = new_job_id()
-    request = JobRequest(prompt="Once upon")
     proxy.lose = b"EVALSHA"
     with pytest.raises(StoreUnavailable):
-        far_store.create(request, model=MODEL, job_id=job_id)
+        far_store.create(spec(), job_id=job_id)
     proxy.lose = None
-    assert far_store.create(request, model=MODEL, job_id=job_id) == far_store.get(job_id)
+    assert far_store.create(spec(), job_id=job_id).job == far_store.get(job_id)
     assert far_store.queue_depth(MODEL) == 1
 
     work = claim(far_store)
@@ -202,7 +201,7 @@ def test_a_full_redis_refuses_new_jobs_and_lets_running_ones_end(
     try:
         with pytest.raises(StoreUnavailable):
             create(real_store)
-        assert real_store.heartbeat(WORKER, [returned, silent, done]) == set()
+        assert real_store.heartbeat(WORKER, [returned, silent, done]) == (set(), set())
         assert complete(real_store, done)
         assert complete(real_store, claim(real_store))
         assert real_store.hand_back([returned]) == 1

@@ -9,7 +9,7 @@ from redis import Redis
 
 from slm_jobs import keys
 from slm_jobs.schemas import JobStatus
-from slm_jobs.store import SWEEP_LEASES, JobStore, SweepReport
+from slm_jobs.store import SWEEP_MOST, JobStore, SweepReport
 from slm_jobs.tickets import TICKETS_MAX, queue_name
 from tests.slm_jobs.conftest import MakeStore
 from tests.slm_jobs.examples import (
@@ -73,12 +73,12 @@ def test_attempts_exhausted(make_store: MakeStore, redis: Redis, max_crashes: in
 
 
 def test_a_sweep_is_bounded(store: JobStore, redis: Redis) -> None:
-    for _ in range(SWEEP_LEASES + 4):
+    for _ in range(SWEEP_MOST + 4):
         create(store)
         claim(store)
     store.clock_offset_ms += LEASE_MS + 1
 
-    assert sweep(store, redis).requeued == SWEEP_LEASES
+    assert sweep(store, redis).requeued == SWEEP_MOST
     assert sweep(store, redis).requeued == 4
     assert sweep(store, redis).requeued == 0
 

@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 
 import fakeredis
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -25,20 +26,25 @@ from hypothesis.stateful import (
 from redis import Redis
 
 from slm_jobs import keys
-from slm_jobs.schemas import Job, JobRequest, JobStatus, Work
+from slm_jobs.api_keys import KeyProof, KeySettings
+from slm_jobs.errors import RateLimited
+from slm_jobs.schemas import Job, JobStatus, Work
 from slm_jobs.store import JobStore
 from slm_jobs.tickets import TICKETS_MAX, queue_name
-from tests.slm_jobs.examples import ERROR, OUTPUTS, USAGE, WORKER
+from tests.slm_jobs.examples import ERROR, OUTPUTS, USAGE, WORKER, spec
 
 MODELS = ["small", "large"]
 MAX_CRASHES = 3
 LEASE_S = 1_000
 CLOCK_JUMPS_S = [300, 600, 1_200, -300]  # no sum of them comes near a lease, however slow the test
-QUEUED, RUNNING, SUCCEEDED, FAILED = (
+KEYS = 2
+IN_FLIGHT = 4  # jobs of a key
+QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = (
     JobStatus.QUEUED,
     JobStatus.RUNNING,
     JobStatus.SUCCEEDED,
     JobStatus.FAILED,
+    JobStatus.CANCELLED,
 )
 
 clients = st.integers(0, 2)
@@ -51,11 +57,19 @@ class Expected:
 
     model: str
     age: int
+    priority: int
+    key: int | None
+    tokens: int
     status: JobStatus = QUEUED
+    cancel_requested: bool = False
     attempt: int = 0
     crashes: int = 0
     lease_until: int = 0
     ended: Job | None = None  # as first read after its end
+
+    @property
+    def cancelling(self) -> bool:
+        return self.cancel_requested and not self.status.is_terminal
 
     def owned_by(self, work: Work) -> bool:
         return self.status is RUNNING and self.attempt == work.attempt
@@ -73,6 +87,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.stores = [
             JobStore(self.redis, lease_seconds=LEASE_S, max_crashes=MAX_CRASHES) for _ in range(3)
         ]
+        self.owners = [
+            KeyProof.of(
+                self.stores[0]
+                .keys.create(KeySettings(name="k", jobs_in_flight=IN_FLIGHT, max_priority=2))
+                .token
+            )
+            for _ in range(KEYS)
+        ]
         self.clock = 0
         self.expected: dict[str, Expected] = {}
         self.claims: set[tuple[str, int]] = set()
@@ -80,19 +102,56 @@ class StoreMachine(RuleBasedStateMachine):
 
     # Clients
 
-    @rule(target=jobs, client=clients, model=models, seed=st.none() | st.integers(0, 9))
-    def create(self, client: int, model: str, seed: int | None) -> str:
-        request = JobRequest(prompt="Once upon", seed=seed)
-        job = self.stores[client].create(request, model=model)
+    @rule(
+        target=jobs,
+        client=clients,
+        model=models,
+        seed=st.none() | st.integers(0, 9),
+        priority=st.integers(0, 2),
+        key=st.integers(0, KEYS - 1) | st.none(),
+        tokens=st.integers(1, 9),
+    )
+    def create(
+        self,
+        client: int,
+        model: str,
+        seed: int | None,
+        priority: int,
+        key: int | None,
+        tokens: int,
+    ) -> str:
+        request = spec(model=model, seed=seed, priority=priority)
+        owner = None if key is None else self.owners[key]
+        in_flight = [k for k in self.expected.values() if k.key == key and not k.status.is_terminal]
+        if key is not None and len(in_flight) >= IN_FLIGHT:
+            with pytest.raises(RateLimited, match="jobs-in-flight"):
+                self.stores[client].create(request, owner=owner, tokens=tokens)
+            return multiple()  # type: ignore[return-value]
+        job = self.stores[client].create(request, owner=owner, tokens=tokens).job
         assert job.id not in self.expected
-        self.expected[job.id] = Expected(model, age=len(self.expected))
+        self.expected[job.id] = Expected(
+            model, age=len(self.expected), priority=priority, key=key, tokens=tokens
+        )
         return job.id
+
+    @rule(client=clients, job=jobs)
+    def cancel(self, client: int, job: str) -> None:
+        known = self.expected[job]
+        before = self.stores[0].get(job)
+        told = self.stores[client].cancel(job)
+        if known.status is QUEUED:
+            known.status = CANCELLED
+        elif known.status is RUNNING:
+            known.cancel_requested = True
+        else:
+            assert told == before
+        assert (told.status, told.cancel_requested) == (known.status, known.cancelling)
 
     @rule(client=clients, job=jobs, model=models)
     def create_again(self, client: int, job: str, model: str) -> None:
         before = self.stores[0].get(job)
-        request = JobRequest(prompt="Something else")
-        assert self.stores[client].create(request, model=model, job_id=job) == before
+        again = self.stores[client].create(spec("Something else", model=model), job_id=job)
+        assert (again.job, again.replayed) == (before, True)
 
     # Workers
 
@@ -108,7 +167,7 @@ class StoreMachine(RuleBasedStateMachine):
         job.status, job.attempt = RUNNING, job.attempt + 1
         job.lease_until = self.clock + LEASE_S
         assert (work.attempt, work.model) == (job.attempt, model)
-        assert work.request.seed == self.stores[client].get(work.id).seed
+        assert work.spec.seed == self.stores[client].get(work.id).seed
         assert (work.id, work.attempt) not in self.claims
         self.claims.add((work.id, work.attempt))
         return work
@@ -122,13 +181,18 @@ class StoreMachine(RuleBasedStateMachine):
     def fail(self, client: int, work: Work) -> None:
         assert self.stores[client].fail(work, ERROR) is self.end(work, FAILED)
 
+    @rule(client=clients, work=works)
+    def end_cancelled(self, client: int, work: Work) -> None:
+        done = self.stores[client].cancelled(work, OUTPUTS, USAGE, fingerprint="fp32")
+        assert done is self.end(work, CANCELLED)
+
     @rule(client=clients, held=st.lists(works, max_size=4))
     def hand_back(self, client: int, held: list[Work]) -> None:
         returned = 0
         for work in held:
             job = self.expected[work.id]
             if job.owned_by(work):
-                job.status = QUEUED
+                job.status = CANCELLED if job.cancel_requested else QUEUED
                 returned += 1
         assert self.stores[client].hand_back(held) == returned
 
@@ -138,7 +202,8 @@ class StoreMachine(RuleBasedStateMachine):
         lost = {job for job, work in newest.items() if not self.expected[job].owned_by(work)}
         for job in newest.keys() - lost:
             self.expected[job].lease_until = self.clock + LEASE_S
-        assert self.stores[client].heartbeat(WORKER, held) == lost
+        cancelled = {job for job in newest.keys() - lost if self.expected[job].cancelling}
+        assert self.stores[client].heartbeat(WORKER, held) == (lost, cancelled)
 
     # Time, and what goes wrong with it
 
@@ -189,10 +254,27 @@ class StoreMachine(RuleBasedStateMachine):
         assert set(self.redis.zrange(keys.LEASES, 0, -1)) == running
 
     @invariant()
+    def what_is_counted_is_there(self) -> None:
+        for model in MODELS:
+            queued = [self.expected[job] for job in self.waiting(model)]
+            counted = int(self.redis.hget(keys.QUEUED_TOKENS, model) or 0)
+            assert counted == sum(known.tokens for known in queued)
+            running = [k for k in self.expected.values() if (k.model, k.status) == (model, RUNNING)]
+            assert int(self.redis.hget(keys.RUNNING, model) or 0) == len(running)
+        for key, owner in enumerate(self.owners):
+            ours = {job: k for job, k in self.expected.items() if k.key == key}
+            in_flight = {job for job, k in ours.items() if not k.status.is_terminal}
+            assert set(self.redis.zrange(keys.IN_FLIGHT + owner.key, 0, -1)) == in_flight
+            waiting = sum(k.tokens for k in ours.values() if k.status is QUEUED)
+            counted = int(self.redis.hget(keys.USAGE + owner.key, "queued_tokens") or 0)
+            assert counted == waiting
+
+    @invariant()
     def records_are_as_expected(self) -> None:
         for job_id, known in self.expected.items():
             job = self.stores[0].get(job_id)
             assert (job.status, job.attempt) == (known.status, known.attempt)
+            assert job.cancel_requested is known.cancelling
             key = keys.job(job_id)
             assert self.redis.hget(key, "crashes") == str(known.crashes)
             assert (self.redis.ttl(key) > 0) is job.status.is_terminal
@@ -221,11 +303,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     def waiting(self, model: str) -> list[str]:
         jobs = [
-            (known.age, job)
+            (-known.priority, known.age, job)
             for job, known in self.expected.items()
             if known.model == model and known.status is QUEUED
         ]
-        return [job for _, job in sorted(jobs)]
+        return [job for _, _, job in sorted(jobs)]
 
     def end(self, work: Work, status: JobStatus) -> bool:
         job = self.expected[work.id]
@@ -243,7 +325,7 @@ class StoreMachine(RuleBasedStateMachine):
                     job.status = FAILED
                     exhausted += 1
                 else:
-                    job.status = QUEUED
+                    job.status = CANCELLED if job.cancel_requested else QUEUED
                     requeued += 1
         return requeued, exhausted
 

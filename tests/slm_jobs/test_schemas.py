@@ -15,6 +15,7 @@ from slm_jobs.schemas import (
     MAX_SEQUENCES,
     SEED_LIMIT,
     JobRequest,
+    JobSpec,
     JobStatus,
     Output,
     Usage,
@@ -86,11 +87,20 @@ def test_outputs_are_limited(prompts: int, n: int) -> None:
         {"prompt": "a", "metadata": {str(n): "v" for n in range(17)}},
         {"prompt": "a", "metadata": {"k": 1}},
         {"prompt": "a", "temprature": 1},
+        {"prompt": "a", "template": "b"},
+        {"prompt": "a", "variables": {"b": "c"}},
+        {"template": "a", "n": MAX_SEQUENCES + 1},
+        {"prompt": "a", "priority": 10},
     ],
 )
 def test_limits(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         JobRequest.model_validate(values)
+
+
+def test_a_record_of_a_newer_version_reads() -> None:
+    spec = JobSpec.model_validate({"model": "m", "prompts": [[1, 2]], "from_the_future": True})
+    assert spec.prompts == [[1, 2]]
 
 
 def test_terminal_states() -> None:
@@ -100,7 +110,7 @@ def test_terminal_states() -> None:
 @stable
 @given(texts, st.lists(texts, max_size=3), st.dictionaries(keys, texts, max_size=3))
 def test_a_record_reads_as_a_job(prompt: str, outputs: list[str], metadata: dict[str, str]) -> None:
-    request = JobRequest(prompt=prompt, seed=LARGEST_SEED, metadata=metadata)
+    request = JobSpec(model="m", prompts=[prompt], seed=LARGEST_SEED, metadata=metadata)
     expected = [Output(index=i, text=text, finish_reason="stop") for i, text in enumerate(outputs)]
     usage = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
     job = to_job(
@@ -109,6 +119,7 @@ def test_a_record_reads_as_a_job(prompt: str, outputs: list[str], metadata: dict
             "status": "succeeded",
             "model": "m",
             "attempt": "2",
+            "priority": "0",
             "created_at": "1790000000001",
             "started_at": "1790000000002",
             "finished_at": "1790000000999",

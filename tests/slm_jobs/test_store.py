@@ -10,7 +10,7 @@ from ulid import ULID
 
 from slm_jobs import keys
 from slm_jobs.errors import JobNotFound
-from slm_jobs.schemas import SEED_LIMIT, JobRequest, JobStatus
+from slm_jobs.schemas import SEED_LIMIT, JobStatus
 from slm_jobs.store import JobStore, new_job_id
 from tests.slm_jobs.conftest import MakeStore
 from tests.slm_jobs.examples import (
@@ -23,6 +23,7 @@ from tests.slm_jobs.examples import (
     claim,
     complete,
     create,
+    spec,
     sweep,
 )
 
@@ -47,25 +48,25 @@ def test_a_new_job_is_queued(store: JobStore) -> None:
 def test_a_seed_is_kept_and_a_missing_one_drawn(store: JobStore) -> None:
     largest = SEED_LIMIT - 65
     assert create(store, seed=largest).seed == largest
-    assert claim(store).request.seed == largest
+    assert claim(store).spec.seed == largest
 
     drawn = {create(store).seed for _ in range(8)}
     assert len(drawn) == 8
-    assert {claim(store).request.seed for _ in range(8)} == drawn
+    assert {claim(store).spec.seed for _ in range(8)} == drawn
 
 
 def test_create_again_returns_the_same_job(store: JobStore, redis: Redis) -> None:
     job_id = new_job_id()
-    request = JobRequest(prompt="Once upon")
-    first = store.create(request, model=MODEL, job_id=job_id)
-    assert store.create(request, model=MODEL, job_id=job_id) == first
+    first = store.create(spec(), job_id=job_id)
+    assert not first.replayed
+    assert store.create(spec(), job_id=job_id) == (first.job, True, [])
 
     work = claim(store)
-    running = store.create(request, model=MODEL, job_id=job_id)
-    assert (running.status, running.seed) == (JobStatus.RUNNING, first.seed)
+    running = store.create(spec(), job_id=job_id).job
+    assert (running.status, running.seed) == (JobStatus.RUNNING, first.job.seed)
 
     complete(store, work)
-    assert store.create(request, model=MODEL, job_id=job_id) == store.get(job_id)
+    assert store.create(spec(), job_id=job_id).job == store.get(job_id)
     assert store.queue_depth(MODEL) == 0
     assert redis.get(keys.SEQUENCE) == "1"
 
@@ -82,9 +83,9 @@ def test_a_claim_leases_the_oldest_job(store: JobStore) -> None:
     works = [claim(store) for _ in jobs]
 
     assert [work.id for work in works] == [job.id for job in jobs]
-    assert [work.request.prompt for work in works] == prompts
-    assert {(work.attempt, work.model, work.request.model) for work in works} == {(1, MODEL, MODEL)}
-    assert (works[0].request.n, works[0].request.stop) == (2, ["."])
+    assert [work.spec.prompts for work in works] == [[prompt] for prompt in prompts]
+    assert {(work.attempt, work.model, work.spec.model) for work in works} == {(1, MODEL, MODEL)}
+    assert (works[0].spec.n, works[0].spec.stop) == (2, ["."])
     running = store.get(jobs[0].id)
     assert (running.status, running.attempt) == (JobStatus.RUNNING, 1)
     assert running.started_at is not None
@@ -179,7 +180,7 @@ def test_a_stale_attempt_changes_nothing(store: JobStore, redis: Redis) -> None:
         assert complete(store, stale) is False
         assert store.fail(stale, ERROR) is False
         assert store.hand_back([stale]) == 0
-        assert store.heartbeat(WORKER, [stale]) == {stale.id}
+        assert store.heartbeat(WORKER, [stale]) == ({stale.id}, set())
 
         after = redis.hgetall(keys.job(stale.id)), redis.zrange(keys.LEASES, 0, -1)
         assert after == before
@@ -212,7 +213,7 @@ def test_a_heartbeat_extends_the_leases_of_owned_work(store: JobStore, redis: Re
     never = kept.model_copy(update={"id": "job_never"})
 
     store.clock_offset_ms += LEASE_MS - 1_000
-    assert store.heartbeat(WORKER, [kept, done, never]) == {done.id, never.id}
+    assert store.heartbeat(WORKER, [kept, done, never]) == ({done.id, never.id}, set())
     store.clock_offset_ms += LEASE_MS - 1_000
 
     assert sweep(store, redis).requeued == 1
@@ -227,6 +228,6 @@ def test_a_worker_that_takes_its_own_lost_job_again_owns_it(store: JobStore, red
     sweep(store, redis)
     again = claim(store)
 
-    assert store.heartbeat(WORKER, [again, lost]) == set()
-    assert store.heartbeat(WORKER, [lost, again]) == set()
-    assert store.heartbeat(WORKER, [lost]) == {lost.id}
+    assert store.heartbeat(WORKER, [again, lost]) == (set(), set())
+    assert store.heartbeat(WORKER, [lost, again]) == (set(), set())
+    assert store.heartbeat(WORKER, [lost]) == ({lost.id}, set())

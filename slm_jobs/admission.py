@@ -1,0 +1,49 @@
+"""What may come of asking for a job: it is taken, it was known, or it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from slm_jobs.errors import (
+    IdempotencyConflict,
+    JobGone,
+    KeyRejected,
+    PriorityTooHigh,
+    QueueFull,
+    Quota,
+    RateLimited,
+    Refused,
+)
+from slm_jobs.schemas import Job
+
+
+class Idempotency(NamedTuple):
+    """An `Idempotency-Key`, and the body it came with, as SHA-256."""
+
+    key: str
+    body: str
+
+
+class Admission(NamedTuple):
+    job: Job
+    replayed: bool  # it was known; nothing was charged
+    quotas: list[Quota]
+
+
+def refusal(outcome: str, details: Sequence[Any]) -> Refused:
+    """The error for an outcome of `lua/create.lua`."""
+    match outcome:
+        case "unauthorised":
+            return KeyRejected()
+        case "conflict":
+            return IdempotencyConflict()
+        case "gone":
+            return JobGone(details[0])
+        case "priority":
+            return PriorityTooHigh(details[0])
+        case "full":
+            return QueueFull(f"{details[0]} jobs of this model wait already")
+        case "limited":
+            return RateLimited([Quota(*quota) for quota in details[0]])
+    raise ValueError(f"create.lua answered {outcome!r}")

@@ -1,0 +1,174 @@
+"""Wakes those who wait for a job, the moment something changes about it. For asyncio.
+
+Knows not what has changed: who is woken reads the record again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from slm_jobs import keys
+from slm_jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from redis.asyncio.client import PubSub
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN = 5.0  # seconds: waiters are woken at least so often, whatever was lost
+_PAUSE = 0.5  # seconds, before a lost connection is tried again
+
+
+class _Channel:
+    """Those who watch one job."""
+
+    def __init__(self) -> None:
+        self.heard = asyncio.Event()  # Redis has confirmed that we listen
+        self.watchers: set[asyncio.Event] = set()
+
+
+class JobEvents:
+    """All watchers of a process share one connection, which is opened for the first of them.
+
+    One task talks to it: who watches may be cancelled at any place, and leaves nothing behind.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._channels: dict[str, _Channel] = {}
+        self._wanted: asyncio.Queue[str] = asyncio.Queue()  # channels that came, or are left
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> JobEvents:
+        timeout = settings.redis_timeout_seconds
+        return cls(
+            Redis.from_url(
+                settings.redis_url,
+                socket_connect_timeout=timeout,
+                socket_keepalive=True,
+                health_check_interval=10,
+                retry=Retry(NoBackoff(), 0),
+                decode_responses=True,
+            )
+        )
+
+    @asynccontextmanager
+    async def watch(self, job_id: str) -> AsyncIterator[Watch]:
+        """What happens to the job after this was entered wakes the watch.
+
+        Without Redis it is entered too, after a moment: a watch then wakes by the clock alone.
+        """
+        if not self._task:
+            self._task = asyncio.create_task(self._run(), name="job-events")
+        name = keys.EVENTS + job_id
+        channel = self._channels.get(name)
+        if channel is None:
+            channel = self._channels[name] = _Channel()
+            self._wanted.put_nowait(name)
+        changed = asyncio.Event()
+        channel.watchers.add(changed)
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(channel.heard.wait(), 1.0)
+            yield Watch(changed)
+        finally:
+            channel.watchers.discard(changed)
+            if not channel.watchers:
+                self._wanted.put_nowait(name)
+
+    async def close(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._redis.aclose()
+
+    async def _run(self) -> None:
+        while True:
+            pubsub = self._redis.pubsub()
+            try:
+                await self._listen(pubsub)
+            except (exceptions.RedisError, OSError) as error:
+                log.warning("no events from Redis: %s", error)
+            finally:
+                await pubsub.aclose()  # type: ignore[no-untyped-call]
+            self._wake_all()
+            await asyncio.sleep(_PAUSE)
+            for name in self._channels:
+                self._wanted.put_nowait(name)
+
+    async def _listen(self, pubsub: PubSub) -> None:
+        """Hears, and subscribes, in turn: the connection is for one task at a time."""
+        wanted = asyncio.create_task(self._wanted.get())
+        hearing: asyncio.Task[dict[str, str] | None] | None = None
+        try:
+            while True:
+                if pubsub.subscribed and not hearing:
+                    hearing = asyncio.create_task(pubsub.get_message(timeout=LOOK_AGAIN))
+                tasks = {wanted, hearing} if hearing else {wanted}
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                self._hear(await _stopped(hearing))
+                hearing = None
+                if wanted.done():
+                    await self._subscribe(pubsub, wanted.result())
+                    wanted = asyncio.create_task(self._wanted.get())
+        finally:
+            wanted.cancel()
+            if hearing:
+                hearing.cancel()
+
+    async def _subscribe(self, pubsub: PubSub, name: str) -> None:
+        channel = self._channels.get(name)
+        if channel and channel.watchers:
+            await pubsub.subscribe(name)
+        elif channel:
+            del self._channels[name]
+            await pubsub.unsubscribe(name)
+
+    def _hear(self, message: dict[str, str] | None) -> None:
+        channel = self._channels.get(message["channel"]) if message else None
+        if channel and message:
+            if message["type"] == "subscribe" and not channel.heard.is_set():
+                channel.heard.set()
+                return
+            for changed in channel.watchers:
+                changed.set()
+
+    def _wake_all(self) -> None:
+        for channel in self._channels.values():
+            for changed in channel.watchers:
+                changed.set()
+
+
+class Watch:
+    """One waiter's view of a job."""
+
+    def __init__(self, changed: asyncio.Event) -> None:
+        self._changed = changed
+
+    async def wait(self, seconds: float) -> None:
+        """Returns when something has changed since the last call, or the time is over."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), min(max(seconds, 0), LOOK_AGAIN))
+        self._changed.clear()
+
+
+async def _stopped(hearing: asyncio.Task[dict[str, str] | None] | None) -> dict[str, str] | None:
+    """What it heard, if it did; else it stops, and what arrives stays for the next."""
+    if hearing is None:
+        return None
+    if not hearing.done():
+        hearing.cancel()
+        with suppress(asyncio.CancelledError):
+            return await hearing
+        return None
+    return hearing.result()
