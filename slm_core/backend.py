@@ -16,6 +16,7 @@ from slm_core import kernels
 from slm_core.linear import PRECISIONS, Precision
 from slm_core.model import GPT
 from slm_core.native import NativeBackend
+from slm_core.recompute_backend import RecomputeBackend
 from slm_core.sampling import SamplingParams
 from slm_core.torch_backend import TorchBackend
 
@@ -73,23 +74,26 @@ def open_backend(
     kernels: Kernels,
     slots: int,
     perplexity: Mapping[str, float],
+    kv_cache: bool = True,
 ) -> tuple[Backend, Precision]:
     """The backend that serves `model`, and the precision that "auto" came to.
 
-    `perplexity` is what the checkpoint is known to reach in each precision. Raises ValueError for
-    what this machine does not have.
+    `perplexity` is what the checkpoint is known to reach in each precision. Without a KV cache
+    PyTorch computes, whatever `kernels` says. Raises ValueError for what this machine does not
+    have.
     """
     if precision not in ("auto", *PRECISIONS):
         raise ValueError(f"no precision {precision!r}; there are auto, {', '.join(PRECISIONS)}")
     if device == "auto":
         pinned = kernels not in ("auto", "none")
         device = "cuda" if torch.cuda.is_available() and not pinned else "cpu"
-    variant = _variant(kernels) if device == "cpu" else None
+    variant = _variant(kernels) if device == "cpu" and kv_cache else None
     if precision == "auto":
         precision = _fastest(variant or device, perplexity)
     if variant:
         return NativeBackend(model, slots, precision, variant), precision
-    return TorchBackend(model, slots, torch.device(device), precision), precision
+    backend = TorchBackend if kv_cache else RecomputeBackend
+    return backend(model, slots, torch.device(device), precision), precision
 
 
 def _variant(wanted: Kernels) -> str | None:

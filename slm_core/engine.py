@@ -47,7 +47,8 @@ class Engine:
     costs at most 1 % of `perplexity`, which names what the model reaches in each; unknown means
     "fp32". `kernels` "auto" takes the native CPU kernels that suit the processor where they are
     built, "none" PyTorch alone; a variant's name pins it, so that a fleet of different processors
-    rounds alike. `clock` tells seconds, for deadlines.
+    rounds alike. Without `kv_cache` every step runs every text again, in PyTorch: slow, for
+    comparison. `clock` tells seconds, for deadlines.
 
     Raises ValueError for what this machine does not have.
     """
@@ -60,6 +61,7 @@ class Engine:
         precision: Literal["auto"] | Precision = "auto",
         slots: int = 64,
         kernels: Kernels = "auto",
+        kv_cache: bool = True,
         perplexity: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -76,6 +78,7 @@ class Engine:
             kernels=kernels,
             slots=slots,
             perplexity=perplexity or {},
+            kv_cache=kv_cache,
         )
         self._scheduler = Scheduler(
             slots, prefill_tokens=_PREFILL_TOKENS, prompt_cost=self._backend.prompt_cost
@@ -91,6 +94,7 @@ class Engine:
         precision: Literal["auto"] | Precision = "auto",
         slots: int = 64,
         kernels: Kernels = "auto",
+        kv_cache: bool = True,
     ) -> Engine:
         """Loads a checkpoint directory. Raises CheckpointError, and ValueError as above."""
         return cls(
@@ -99,6 +103,7 @@ class Engine:
             precision=precision,
             slots=slots,
             kernels=kernels,
+            kv_cache=kv_cache,
             perplexity=read_perplexity(path),
         )
 

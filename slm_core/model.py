@@ -103,3 +103,13 @@ class GPT(nn.Module):
     def logits(self, ids: list[int]) -> Tensor:
         """Logits [time, vocab_size] after each token of one sequence."""
         return cast(Tensor, self(torch.tensor([ids], device=self.wte.weight.device))[0])
+
+
+def untrained_model(config: GPTConfig, seed: int = 0) -> GPT:
+    """A model as training starts with it, in evaluation mode: the same seed, the same weights.
+
+    Leaves torch's own generator as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return GPT(config).eval()

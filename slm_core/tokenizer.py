@@ -77,6 +77,11 @@ class StreamDecoder:
         """The text that `token` completes; empty while a character is unfinished."""
         return self._utf8.decode(self._tokenizer.token_bytes(token))
 
+    @property
+    def pending(self) -> bool:
+        """Whether the last token ended within a character."""
+        return bool(self._utf8.getstate()[0])
+
     def flush(self) -> str:
         """What is left of an unfinished character, as U+FFFD."""
         return self._utf8.decode(b"", final=True)

@@ -15,6 +15,14 @@ from slm_core.model import GPT
 from slm_core.sampling import BROKEN, Sampler, SamplingParams
 
 
+def computer_name(device: torch.device) -> str:
+    """What computes where PyTorch does."""
+    name = device.type
+    if name == "cpu":
+        name += "-" + torch.backends.cpu.get_cpu_capability().lower()
+    return f"{name}/torch-{torch.__version__}"
+
+
 class TorchBackend:
     """A Decoder, a Sampler, and the last token and position of every slot."""
 
@@ -29,10 +37,7 @@ class TorchBackend:
 
     @property
     def name(self) -> str:
-        device = self._decoder.device.type
-        if device == "cpu":
-            device += "-" + torch.backends.cpu.get_cpu_capability().lower()
-        return f"{device}/torch-{torch.__version__}"
+        return computer_name(self._decoder.device)
 
     def prompt_cost(self, length: int) -> int:
         return self._decoder.prompt_bucket(length)

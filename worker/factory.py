@@ -15,23 +15,27 @@ from celery.signals import setup_logging, worker_init, worker_shutdown, worker_s
 from kombu import Queue
 
 from slm_core.errors import CheckpointError
-from slm_jobs.errors import ManifestError, SettingsError
+from slm_jobs.errors import ManifestError, SettingsError, UnknownModel
 from slm_jobs.manifest import Manifest
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from slm_jobs.tickets import queue_name
-from worker.host import MAX_THREADS, Host
+from worker.host import MAX_PLACES, Host
 
 
 def create_host() -> Host:
     """The host of this process, from the environment; exits with one line on a bad setting."""
     try:
         settings = Settings.from_environment()
-        manifest = Manifest.load(settings.models_file)
+        manifest = Manifest.load(*settings.models_files)
+        if settings.worker_models:
+            manifest = manifest.only(settings.worker_models)
     except (SettingsError, ManifestError) as error:
         sys.exit(f"worker: {error}")
-    # every thread may commit at once; leases must never wait for a connection
-    store = JobStore.from_settings(settings, max_connections=MAX_THREADS + 2)
+    except UnknownModel as error:
+        sys.exit(f"worker: SLM_WORKER_MODELS: {error}")
+    # every job of a model may be committed at once; leases must never wait for a connection
+    store = JobStore.from_settings(settings, max_connections=MAX_PLACES + 8)
     return Host(settings, manifest, store)
 
 

@@ -8,113 +8,130 @@ import os
 import secrets
 import socket
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
 
-import torch
-
-from slm_core import Engine
+from slm_core import Completion
 from slm_core.errors import SlmCoreError
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.manifest import Manifest, ModelSpec
-from slm_jobs.schemas import JobError, Work
+from slm_jobs.schemas import JobError, Work, WorkerInfo
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
-from worker.batcher import ContinuousBatcher, EngineFault, HandedBack
+from worker.batcher import ContinuousBatcher
+from worker.engines import load_engine
+from worker.job_log import log_job
+from worker.lane import EngineFault, HandedBack, SteppingEngine
 from worker.leases import Leases
+from worker.listener import Listener
+from worker.places import Places
+from worker.streamer import JobStream, Streamer
 from worker.translation import to_outputs, to_requests
 
 log = logging.getLogger(__name__)
 
-MAX_THREADS = 128  # each holds one job
+MAX_PLACES = 128  # of a model; each is a thread that holds a job
+MAX_THREADS = 512
+
+Load = Callable[[ModelSpec, Settings], SteppingEngine]
 
 
 class Host:
     """The engines of every model in the manifest, and the store. Methods are safe for threads."""
 
-    def __init__(self, settings: Settings, manifest: Manifest, store: JobStore) -> None:
+    def __init__(
+        self, settings: Settings, manifest: Manifest, store: JobStore, load: Load = load_engine
+    ) -> None:
         self.settings = settings
         self.manifest = manifest
         self.store = store
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.concurrency = min(settings.slots, MAX_THREADS)
-        self._batchers: dict[str, ContinuousBatcher] = {}
+        places = min(settings.slots, MAX_PLACES)
+        self.concurrency = min(places * len(manifest.models), MAX_THREADS)
+        self._places = Places(manifest.models, places)
+        self._batcher = ContinuousBatcher(
+            {name: partial(load, spec, settings) for name, spec in manifest.models.items()}
+        )
         self._leases = Leases(
             store,
-            worker=self.id,
-            models=list(manifest.models),
-            slots=settings.slots,
+            describe=self._describe,
             lease_seconds=settings.lease_seconds,
             heartbeat_seconds=settings.heartbeat_seconds,
-            stalled_for=lambda: max((b.stalled_for() for b in self._batchers.values()), default=0),
+            stalled_for=self._batcher.stalled_for,
         )
+        self._listener = Listener(store, self.id, self._leases.cancel)
+        self._streamer = Streamer(store, self._batcher.fingerprint)
         self._draining = threading.Event()
         self._grace_over = threading.Event()
         self._drainer = threading.Thread(target=self._drain, name="drain", daemon=True)
 
     def start(self) -> None:
-        """Loads every model, then announces this worker. Raises CheckpointError."""
-        for name, spec in self.manifest.models.items():
-            started = time.monotonic()
-            batcher = ContinuousBatcher(partial(self._load, spec), f"engine-{name}")
-            self.attach(name, batcher)
-            seconds = time.monotonic() - started
-            log.info("model %s ready after %.1f s: %s", name, seconds, batcher.fingerprint)
+        """Loads the first model, then announces this worker. Raises what loading raises."""
+        self._batcher.start()
+        self._streamer.start()
+        self._listener.start()
         self._leases.start()
 
-    def _load(self, spec: ModelSpec) -> Engine:
-        if self.settings.threads:  # else torch takes every core that this process may use
-            torch.set_num_threads(self.settings.threads)
-        return Engine.from_checkpoint(
-            spec.checkpoint,
-            device=self.settings.device,
-            precision=spec.precision,
+    def _describe(self, running: int) -> WorkerInfo:
+        return WorkerInfo(
+            id=self.id,
+            models=list(self.manifest.models),
             slots=self.settings.slots,
-            kernels=self.settings.kernels,
+            running=running,
+            tokens_per_second=self._batcher.rates(),
+            pid=os.getpid(),
+            host=socket.gethostname(),
         )
 
-    def attach(self, model: str, batcher: ContinuousBatcher) -> None:
-        """Serves `model` with a batcher, and starts it."""
-        batcher.start()
-        self._batchers[model] = batcher
-
     def claim(self, model: str) -> Work | None:
-        """The best waiting work, or None where nothing waits or this worker is leaving."""
-        if self._draining.is_set() or model not in self._batchers:
-            return None
-        try:
-            work = self.store.claim_next(model, worker=self.id)
-        except StoreUnavailable as error:
-            log.warning("cannot claim work: %s", error)
-            return None
-        if work:
-            self._leases.hold(work)
-        return work
+        """The best waiting work; None where nothing waits, the model has all the jobs that it may
+        have here, or this worker is leaving."""
+        while not self._draining.is_set() and self._places.take(model):
+            work, again = None, False
+            try:
+                work = self.store.claim_next(model, worker=self.id)
+            except StoreUnavailable as error:
+                log.warning("cannot claim work: %s", error)
+            finally:
+                if work is None:
+                    again = self._places.leave(model)
+            if work:
+                self._leases.hold(work)
+            if not again:
+                return work
+        return None
 
     def run(self, work: Work) -> None:
         """Decodes claimed work and commits its outcome; commits nothing if its lease was lost."""
         try:
-            self._run(work)
+            with self._streamer.open(work) as stream:
+                self._run(work, stream)
         except HandedBack:
             return  # still held: what is unfinished goes back in one call
         except Exception as error:  # a mistake of ours
-            log.exception("%s attempt %d: internal error", work.id, work.attempt)
+            log_job(log, logging.ERROR, work, "internal error", exc_info=True)
             self._fail(work, "internal_error", f"the worker failed: {type(error).__name__}")
+        finally:
+            self._places.leave(work.model)
         self._leases.release(work)
         if self._draining.is_set() and not len(self._leases):
             self._grace_over.set()
 
-    def _run(self, work: Work) -> None:
-        future = self._batchers[work.model].submit(to_requests(work))
-        self._leases.hold(work, future)
+    def _run(self, work: Work, stream: JobStream | None) -> None:
+        submission = self._batcher.submit(
+            work.model,
+            to_requests(work),
+            priority=work.spec.priority,
+            on_token=stream.take if stream else None,
+        )
+        self._leases.attach(work, submission)
         try:
-            completions = future.result(timeout=self.settings.job_timeout_seconds)
+            completions = submission.future.result(timeout=self.settings.job_timeout_seconds)
         except CancelledError:
-            log.warning("%s attempt %d: its lease was lost, dropped", work.id, work.attempt)
+            log_job(log, logging.WARNING, work, "its lease was lost, dropped")
         except TimeoutError:
-            future.cancel()
+            submission.drop()
             limit = f"did not end within {self.settings.job_timeout_seconds:g} s"
             self._fail(work, "job_timeout", limit)
         except SlmCoreError as error:
@@ -122,11 +139,23 @@ class Host:
         except EngineFault as error:
             self._fail(work, "engine_fault", str(error))
         else:
-            outputs, usage = to_outputs(work, completions)
-            fingerprint = self._batchers[work.model].fingerprint
-            self._commit(
-                work, lambda: self.store.complete(work, outputs, usage, fingerprint=fingerprint)
-            )
+            self._end(work, completions, stream)
+
+    def _end(self, work: Work, completions: list[Completion], stream: JobStream | None) -> None:
+        """Commits the outputs, after the rest of the stream: who sees the end has all of it."""
+        outputs, usage = to_outputs(work, completions)
+        fingerprint = self._batcher.fingerprint(work.model)
+        cancelled = any(output.finish_reason == "cancelled" for output in outputs)
+        commit = self.store.cancelled if cancelled else self.store.complete
+
+        def write() -> bool:
+            if stream:
+                stream.finish(completions)
+            return commit(work, outputs, usage, fingerprint=fingerprint)
+
+        self._commit(work, write)
+        ended = "cancelled" if cancelled else "complete"
+        log_job(log, logging.DEBUG, work, "%s, %d tokens", ended, usage.completion_tokens)
 
     def request_ticket(self, model: str) -> None:
         """Leaves a ticket for what still waits; if that fails, the janitor will."""
@@ -153,7 +182,8 @@ class Host:
         if self._drainer.ident is not None:
             self._drainer.join(4 * self.settings.redis_timeout_seconds)
         self._hand_back()
-        self._leases.stop(timeout=2 * self.settings.redis_timeout_seconds)
+        for thread in (self._listener, self._streamer, self._leases):
+            thread.stop(timeout=2 * self.settings.redis_timeout_seconds)
         with contextlib.suppress(StoreUnavailable):
             self.store.forget_worker(self.id)
         self.store.close()
@@ -166,8 +196,7 @@ class Host:
         self._hand_back()
 
     def _hand_back(self) -> None:
-        for batcher in self._batchers.values():
-            batcher.stop()
+        self._batcher.stop()
         if works := self._leases.release_unfinished():
             try:
                 count = self.store.hand_back(works)
@@ -176,7 +205,7 @@ class Host:
                 log.warning("cannot hand back; the janitor will when leases end: %s", error)
 
     def _fail(self, work: Work, code: str, message: str) -> None:
-        log.warning("%s attempt %d failed: %s: %s", work.id, work.attempt, code, message)
+        log_job(log, logging.WARNING, work, "failed: %s: %s", code, message)
         error = JobError(code=code, message=message)
         self._commit(work, lambda: self.store.fail(work, error))
 
@@ -186,10 +215,10 @@ class Host:
         while True:
             try:
                 if not write():
-                    log.warning("%s attempt %d is stale, not committed", work.id, work.attempt)
+                    log_job(log, logging.WARNING, work, "stale, not committed")
                 return
             except StoreUnavailable as error:
                 if self._grace_over.wait(pause):
-                    log.error("%s: outcome lost, it will run again: %s", work.id, error)
+                    log_job(log, logging.ERROR, work, "outcome lost, it will run again: %s", error)
                     return
                 pause = min(2 * pause, 2.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,40 +11,65 @@ from collections.abc import Callable
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.schemas import Work, WorkerInfo
 from slm_jobs.store import JobStore
-from worker.batcher import Completions, HandedBack
+from worker.lane import HandedBack, Submission
 
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 1.0
 HUNG_SECONDS = 30.0
+_MAX_EARLY = 1000
+
+
+class _Held:
+    """Work, what runs it, and what that is to be told as soon as it is there."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self._submission: Submission | None = None
+        self._order: Callable[[Submission], None] | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        future = self._submission.future if self._submission else None
+        if future is None or not future.done():
+            return True
+        return not future.cancelled() and isinstance(future.exception(), HandedBack)
+
+    def attach(self, submission: Submission) -> None:
+        self._submission = submission
+        if self._order:
+            self._order(submission)
+
+    def tell(self, order: Callable[[Submission], None]) -> None:
+        self._order = order
+        if self._submission:
+            order(self._submission)
 
 
 class Leases:
     """Held work by id. One heartbeat for all of it, and this worker's share of the janitor's work.
 
-    Work whose lease turns out to be lost is cancelled: somebody else has it, or soon will. When
-    `stalled_for` exceeds `HUNG_SECONDS` the process ends: a hung engine must not keep its jobs.
+    Work whose lease turns out to be lost is dropped: somebody else has it, or soon will. Work that
+    a client cancels is ended. When `stalled_for` exceeds `HUNG_SECONDS` the process ends: a hung
+    engine must not keep its jobs. `describe` tells of this worker, with so much work held.
     """
 
     def __init__(
         self,
         store: JobStore,
         *,
-        worker: str,
-        models: list[str],
-        slots: int,
+        describe: Callable[[int], WorkerInfo],
         lease_seconds: float,
         heartbeat_seconds: float,
         stalled_for: Callable[[], float],
     ) -> None:
         self._store = store
-        self._worker = worker
-        self._models = models
-        self._slots = slots
+        self._describe = describe
         self._lease_seconds = lease_seconds
         self._interval = heartbeat_seconds
         self._stalled_for = stalled_for
-        self._held: dict[str, tuple[Work, Completions | None]] = {}
+        self._held: dict[str, _Held] = {}
+        self._early: dict[tuple[str, int], None] = {}  # cancelled, and not held here, or not yet
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
@@ -62,24 +86,46 @@ class Leases:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    def hold(self, work: Work, future: Completions | None = None) -> None:
-        """Keeps the lease of `work` alive until `release`; cancels `future` if it is lost."""
+    def hold(self, work: Work) -> None:
+        """Keeps the lease of `work` alive until `release`."""
+        held = _Held(work)
         with self._lock:
+            if (work.id, work.attempt) in self._early:
+                del self._early[work.id, work.attempt]
+                held.tell(Submission.end)
             before = self._held.get(work.id)
-            self._held[work.id] = (work, future)
-        if before and before[0].attempt != work.attempt and before[1]:
-            before[1].cancel()  # an attempt of ours that was given up, and claimed again by us
+            self._held[work.id] = held
+        if before:  # an attempt of ours that was given up, and claimed again by us
+            before.tell(Submission.drop)
+
+    def attach(self, work: Work, submission: Submission) -> None:
+        """From now on `submission` runs the work; it is told what the work was told before."""
+        with self._lock:
+            held = self._of(work.id, work.attempt)
+            if held:
+                held.attach(submission)
+        if not held:
+            submission.drop()
+
+    def cancel(self, job_id: str, attempt: int) -> None:
+        """A client wants this to end, which may be said before it is held here."""
+        with self._lock:
+            if held := self._of(job_id, attempt):
+                held.tell(Submission.end)
+                return
+            self._early[job_id, attempt] = None
+            if len(self._early) > _MAX_EARLY:
+                del self._early[next(iter(self._early))]
 
     def release(self, work: Work) -> None:
         with self._lock:
-            held = self._held.get(work.id)
-            if held and held[0].attempt == work.attempt:  # else our own newer attempt
+            if self._of(work.id, work.attempt):  # else our own newer attempt
                 del self._held[work.id]
 
     def release_unfinished(self) -> list[Work]:
         """Releases, and returns, all work that has no outcome which its thread will commit."""
         with self._lock:
-            works = [work for work, future in self._held.values() if _unfinished(future)]
+            works = [held.work for held in self._held.values() if held.unfinished]
             for work in works:
                 del self._held[work.id]
         return works
@@ -87,19 +133,19 @@ class Leases:
     def beat(self) -> None:
         """One heartbeat. Raises StoreUnavailable."""
         with self._lock:
-            held = list(self._held.values())
-        info = WorkerInfo(
-            id=self._worker,
-            models=self._models,
-            slots=self._slots,
-            running=len(held),
-            pid=os.getpid(),
-            host=socket.gethostname(),
-        )
-        lost = self._store.heartbeat(info, [work for work, _ in held])
-        for work, future in held:
-            if work.id in lost and future is not None:
-                future.cancel()
+            works = [held.work for held in self._held.values()]
+        told = self._store.heartbeat(self._describe(len(works)), works)
+        with self._lock:
+            for work in works:
+                if held := self._of(work.id, work.attempt):
+                    if work.id in told.lost:
+                        held.tell(Submission.drop)
+                    elif work.id in told.cancelled:
+                        held.tell(Submission.end)
+
+    def _of(self, job_id: str, attempt: int) -> _Held | None:
+        held = self._held.get(job_id)
+        return held if held and held.work.attempt == attempt else None
 
     def _run(self) -> None:
         next_beat = next_sweep = 0.0
@@ -125,9 +171,3 @@ class Leases:
             log.critical("no decode step has ended for %.0f s; ending this process", seconds)
             logging.shutdown()
             os._exit(1)  # threads that hang cannot be joined
-
-
-def _unfinished(future: Completions | None) -> bool:
-    if future is None or not future.done():
-        return True
-    return not future.cancelled() and isinstance(future.exception(), HandedBack)

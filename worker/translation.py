@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from slm_core import Completion, SamplingParams
 from slm_jobs.schemas import Output, Usage, Work
-from worker.batcher import Request
+from worker.lane import Request
 
 
 def to_requests(work: Work) -> list[Request]:
     """A prompt and its parameters for every output, in order; output i draws from seed + i."""
-    job = work.request
+    job = work.spec
     if job.seed is None:
         raise ValueError(f"{work.id} was stored without a seed")
     prompts = [prompt for prompt in job.prompts for _ in range(job.n)]
@@ -36,7 +36,7 @@ def to_outputs(work: Work, completions: list[Completion]) -> tuple[list[Output],
         Output(index=index, text=c.text, finish_reason=c.finish_reason)
         for index, c in enumerate(completions)
     ]
-    prompt_tokens = sum(c.usage.prompt_tokens for c in completions[:: work.request.n])
+    prompt_tokens = sum(c.usage.prompt_tokens for c in completions[:: work.spec.n])
     completion_tokens = sum(c.usage.completion_tokens for c in completions)
     usage = Usage(
         prompt_tokens=prompt_tokens,

@@ -1,4 +1,5 @@
-"""An engine without a model: each prompt's text is fixed, and some prompts break it."""
+"""An engine without a model: each prompt's text is fixed, and some prompts break it; and the one
+part of a store that streams need."""
 
 from __future__ import annotations
 
@@ -7,21 +8,26 @@ import threading
 import time
 
 from slm_core import Completion, SamplingParams
-from slm_core.engine import Event
+from slm_core.engine import Event, Prompt
 from slm_core.errors import PromptTooLong
-from slm_core.scheduler import Usage
+from slm_core.scheduler import FinishReason, Usage
+from slm_jobs.errors import StoreUnavailable
+from slm_jobs.schemas import Piece, Work
 
 
 class FakeEngine:
     """Ends a sequence after `max_tokens` steps with the text `<prompt>#<seed>`.
 
-    A prompt `boom` makes every step that it is part of raise; `long` is refused; `hold` runs until
-    it is cancelled. `largest` is the most sequences that were in the engine at once.
+    Its tokens are 1, 2, 3, ... A prompt `boom` makes every step that it is part of raise; `long` is
+    refused; `hold` runs until it is cancelled. `largest` is the most sequences that were in the
+    engine at once.
     """
 
-    def __init__(self) -> None:
-        self.live: dict[int, tuple[str, SamplingParams, int]] = {}
+    def __init__(self, step_seconds: float = 0.001) -> None:
+        self.live: dict[int, tuple[Prompt, SamplingParams, int]] = {}
         self.added: list[int] = []
+        self.priorities: list[int] = []
+        self.step_seconds = step_seconds
         self.steps = 0
         self.largest = 0
         self.threads: set[int] = set()
@@ -34,12 +40,13 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self.live)
 
-    def add(self, prompt: str, params: SamplingParams) -> int:
+    def add(self, prompt: Prompt, params: SamplingParams, *, priority: int = 0) -> int:
         self.threads.add(threading.get_ident())
         if prompt == "long":
             raise PromptTooLong(100, params.max_tokens, 64)
         sequence = next(self._ids)
         self.added.append(sequence)
+        self.priorities.append(priority)
         self.live[sequence] = (prompt, params, 0)
         self.largest = max(self.largest, len(self.live))
         return sequence
@@ -56,7 +63,7 @@ class FakeEngine:
     def step(self) -> list[Event]:
         self.threads.add(threading.get_ident())
         self.steps += 1
-        time.sleep(0.001)
+        time.sleep(self.step_seconds)
         if any(prompt == "boom" for prompt, _, _ in self.live.values()):
             raise RuntimeError("device says no")
         events = []
@@ -65,12 +72,47 @@ class FakeEngine:
             ended = cancelled or (done + 1 == params.max_tokens and prompt != "hold")
             if not ended:
                 self.live[sequence] = (prompt, params, done + 1)
-                events.append(Event(sequence, 1, None))
+                events.append(Event(sequence, done + 1, None))
                 continue
             del self.live[sequence]
             self._cancelled.discard(sequence)
-            reason = "cancelled" if cancelled else "length"
+            reason: FinishReason = "cancelled" if cancelled else "length"
             usage = Usage(len(prompt), done + 1)
             text = f"{prompt}#{params.seed}"
-            events.append(Event(sequence, 1, Completion(text, [1] * (done + 1), reason, usage)))
+            completion = Completion(text, list(range(1, done + 2)), reason, usage)
+            events.append(Event(sequence, done + 1, completion))
         return events
+
+
+class FakeStream:
+    """A job's stream as `JobStore.append` keeps it, which may lose calls or their replies."""
+
+    def __init__(self) -> None:
+        self.attempt = 1
+        self.fingerprint: str | None = None
+        self.texts: dict[int, str] = {}  # by output, since the last restart
+        self.counts: dict[int, int] = {}
+        self.restarts = 0
+        self.calls: list[float] = []  # when something was sent
+        self.away = False
+        self.lose_reply = False
+
+    def append(self, work: Work, fingerprint: str, pieces: list[Piece]) -> dict[int, int] | None:
+        if self.away:
+            raise StoreUnavailable("away")
+        if pieces:
+            self.calls.append(time.monotonic())
+        if work.attempt != self.attempt:
+            return None
+        if self.fingerprint not in (None, fingerprint):
+            self.restarts += 1
+            self.texts, self.counts = {}, {}
+        self.fingerprint = fingerprint
+        for piece in pieces:
+            assert piece.end > piece.start
+            if piece.start == self.counts.get(piece.output, 0):
+                self.texts[piece.output] = self.texts.get(piece.output, "") + piece.text
+                self.counts[piece.output] = piece.end
+        if self.lose_reply:
+            raise StoreUnavailable("the reply was lost")
+        return dict(self.counts)

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import fakeredis
+import pytest
 
 from slm_jobs.manifest import Manifest
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
-from worker.factory import create_app
+from worker.factory import create_app, create_host
 from worker.host import Host
 
 MODELS = """
@@ -31,10 +32,30 @@ def test_threads_late_acks_and_a_queue_for_each_model(tmp_path: Path) -> None:
     settings = Settings(slots=300)
     conf = create_app(Host(settings, Manifest.load(tmp_path / "models.toml"), store)).conf
     assert [queue.name for queue in conf.task_queues] == ["slm:serve:one", "slm:serve:two"]
-    assert (conf.worker_pool, conf.worker_concurrency) == ("threads", 128)
+    assert (conf.worker_pool, conf.worker_concurrency) == ("threads", 256)
     assert (conf.worker_prefetch_multiplier, conf.task_acks_late) == (1, True)
     assert conf.task_ignore_result
     assert conf.result_backend is None
+
+
+def test_a_worker_may_host_some_models_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "config.json").write_text('{"model": {"context_length": 8}}')
+    (tmp_path / "models.toml").write_text(MODELS)
+    (tmp_path / "more.toml").write_text('[three]\ncheckpoint = "one"\n')
+    files = f"{tmp_path / 'models.toml'}{os.pathsep}{tmp_path / 'more.toml'}"
+    monkeypatch.setenv("SLM_MODELS_FILE", files)
+    monkeypatch.setenv("SLM_WORKER_MODELS", "three, two")
+    monkeypatch.setenv("SLM_SLOTS", "5")
+    host = create_host()
+    conf = create_app(host).conf
+    assert [queue.name for queue in conf.task_queues] == ["slm:serve:two", "slm:serve:three"]
+    assert conf.worker_concurrency == 10
+    monkeypatch.setenv("SLM_WORKER_MODELS", "four")
+    with pytest.raises(SystemExit, match=r"SLM_WORKER_MODELS: no model 'four'; there are: one"):
+        create_host()
 
 
 def run_worker(**environment: str) -> subprocess.CompletedProcess[str]:

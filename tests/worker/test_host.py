@@ -11,15 +11,15 @@ import fakeredis
 import pytest
 
 from slm_jobs.manifest import Manifest, ModelSpec
-from slm_jobs.schemas import JobRequest, JobStatus
+from slm_jobs.schemas import JobSpec, JobStatus
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from tests.worker.fakes import FakeEngine
 from tests.worker.test_batcher import until
-from worker.batcher import ContinuousBatcher
 from worker.host import Host
+from worker.lane import SteppingEngine
 
-MODEL = "m"
+MODEL, OTHER = "m", "other"
 
 
 @pytest.fixture
@@ -32,11 +32,19 @@ def engine() -> FakeEngine:
     return FakeEngine()
 
 
-def make_host(store: JobStore, engine: FakeEngine, **settings: float) -> Host:
-    spec = ModelSpec(name=MODEL, checkpoint=Path("unused"), context_length=64)
+def make_host(store: JobStore, engine: SteppingEngine, **settings: float) -> Host:
+    """`engine` serves `MODEL`. Without its other threads: tests say when its heart beats."""
+    models = {
+        name: ModelSpec(name=name, checkpoint=Path("unused"), context_length=64)
+        for name in (MODEL, OTHER)
+    }
     values = {"slots": 4, "drain_seconds": 5.0, **settings}
-    host = Host(Settings.model_validate(values), Manifest({MODEL: spec}), store)
-    host.attach(MODEL, ContinuousBatcher(lambda: engine))
+
+    def load(spec: ModelSpec, _: Settings) -> SteppingEngine:
+        return engine if spec.name == MODEL else FakeEngine()
+
+    host = Host(Settings.model_validate(values), Manifest(models), store, load)
+    host._batcher.start()
     return host
 
 
@@ -47,14 +55,21 @@ def host(store: JobStore, engine: FakeEngine) -> Iterator[Host]:
     host.stop()
 
 
-def submit(store: JobStore, prompt: str | list[str], **params: int) -> str:
-    request = JobRequest.model_validate({"prompt": prompt, "max_tokens": 3, "seed": 7, **params})
-    return store.create(request, model=MODEL).id
+def submit(store: JobStore, prompt: str | list[str], model: str = MODEL, **params: object) -> str:
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    fields = {"model": model, "prompts": prompts, "max_tokens": 3, "seed": 7, **params}
+    return store.create(JobSpec.model_validate(fields)).job.id
 
 
-def serve(host: Host) -> None:
-    while work := host.claim(MODEL):
+def serve(host: Host, model: str = MODEL) -> None:
+    while work := host.claim(model):
         host.run(work)
+
+
+def serving(host: Host, model: str = MODEL) -> threading.Thread:
+    thread = threading.Thread(target=serve, args=(host, model), daemon=True)
+    thread.start()
+    return thread
 
 
 def test_outputs_come_in_order_and_prompts_count_once(host: Host, store: JobStore) -> None:
@@ -133,7 +148,7 @@ def test_heartbeats_keep_the_lease(host: Host, store: JobStore, engine: FakeEngi
     assert report is not None
     assert report.requeued == 0
     [info] = store.workers()
-    assert (info.id, info.models, info.running) == (host.id, [MODEL], 1)
+    assert (info.id, info.models, info.running) == (host.id, [MODEL, OTHER], 1)
     host.stop()
     thread.join(5)
     assert store.workers() == []
@@ -267,7 +282,7 @@ def test_a_hung_engine_ends_the_process(
     ended = threading.Event()
     monkeypatch.setattr("worker.leases.os._exit", lambda _: ended.set())
     monkeypatch.setattr("worker.leases.logging.shutdown", lambda: None)
-    monkeypatch.setattr(host._batchers[MODEL], "stalled_for", lambda: 31.0)
+    monkeypatch.setattr(host._leases, "_stalled_for", lambda: 31.0)
     host._leases.start()
     assert ended.wait(5)
     host.stop()

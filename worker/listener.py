@@ -1,0 +1,50 @@
+"""Hears at once which jobs clients cancel; the heartbeat tells the same again, later."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from slm_jobs.errors import StoreUnavailable
+from slm_jobs.store import JobStore
+
+log = logging.getLogger(__name__)
+
+_LISTEN_SECONDS = 0.5  # after which it looks whether to stop
+_RETRY_SECONDS = 1.0
+
+
+class Listener:
+    """A thread that calls `cancel(job id, attempt)` for what is published to `worker`."""
+
+    def __init__(self, store: JobStore, worker: str, cancel: Callable[[str, int], None]) -> None:
+        self._store = store
+        self._worker = worker
+        self._cancel = cancel
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._listen()
+            except StoreUnavailable as error:
+                log.warning("cannot hear of cancelled jobs: %s", error)
+            except Exception:  # the heartbeat alone would be slow
+                log.exception("listening for cancelled jobs failed")
+            self._stopped.wait(_RETRY_SECONDS)
+
+    def _listen(self) -> None:
+        with self._store.commands(self._worker) as commands:
+            while not self._stopped.is_set():
+                for job_id, attempt in commands.get(timeout=_LISTEN_SECONDS):
+                    self._cancel(job_id, attempt)
