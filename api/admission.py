@@ -1,24 +1,19 @@
-"""What must hold before a job is taken: its model exists, and its text fits into that model."""
+"""What must hold before a job is taken: its model and template exist, and its text fits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from api.problems import Problem
-from slm_core.tokenizer import Tokenizer
-from slm_jobs.errors import UnknownModel
+from slm_jobs.errors import TemplateError, UnknownModel
 from slm_jobs.manifest import Manifest, ModelSpec
 from slm_jobs.schemas import JobRequest
 
 _SHOWN = 64  # of a name that a client made up
 
 
-def admit(request: JobRequest, manifest: Manifest, tokenizer: Tokenizer) -> ModelSpec:
-    """The model that will serve the request. Raises Problem."""
-    model = _resolve(request.model, manifest)
-    _check_length(request, model, tokenizer)
-    return model
-
-
-def _resolve(name: str | None, manifest: Manifest) -> ModelSpec:
+def resolve(name: str | None, manifest: Manifest) -> ModelSpec:
+    """The named model, or the default. Raises Problem."""
     try:
         return manifest.resolve(name)
     except UnknownModel as unknown:
@@ -28,26 +23,50 @@ def _resolve(name: str | None, manifest: Manifest) -> ModelSpec:
         raise Problem("unknown_model", detail, errors=errors, models=known) from None
 
 
-def _check_length(request: JobRequest, model: ModelSpec, tokenizer: Tokenizer) -> None:
-    too_long: list[tuple[str, int]] = []
-    for index, prompt in enumerate(request.prompts):
-        tokens = len(tokenizer.encode(prompt))
-        if tokens + request.max_tokens > model.context_length:
-            pointer = "/prompt" if isinstance(request.prompt, str) else f"/prompt/{index}"
-            too_long.append((pointer, tokens))
+def prompts_of(request: JobRequest, model: ModelSpec) -> list[str]:
+    """The request's own prompts, or its template's text. Raises Problem."""
+    if request.template is None:
+        return request.prompts
+    template = model.templates.get(request.template)
+    if template is None:
+        known = list(model.templates)
+        there = f"there are: {', '.join(known)}" if known else "it has none"
+        detail = f"{model.name} has no template {request.template[:_SHOWN]!r}; {there}."
+        errors = [{"pointer": "/template", "detail": detail}]
+        raise Problem("unknown_template", detail, errors=errors, templates=known)
+    try:
+        return [template.render(request.variables)]
+    except TemplateError as error:
+        errors = [{"pointer": "/variables", "detail": str(error)}]
+        raise Problem("invalid_request", f"/variables: {error}", errors=errors) from None
+
+
+def check_length(request: JobRequest, model: ModelSpec, lengths: Sequence[int]) -> None:
+    """Raises Problem unless each prompt, of so many tokens, leaves room for max_tokens."""
+    too_long = [
+        (index, tokens)
+        for index, tokens in enumerate(lengths)
+        if tokens + request.max_tokens > model.context_length
+    ]
     if not too_long:
         return
     raise Problem(
         "prompt_too_long",
         _advice(too_long[0][1], request, model),
         errors=[
-            {"pointer": pointer, "detail": _advice(tokens, request, model)}
-            for pointer, tokens in too_long
+            {"pointer": _pointer(request, index), "detail": _advice(tokens, request, model)}
+            for index, tokens in too_long
         ],
         prompt_tokens=too_long[0][1],
         max_tokens=request.max_tokens,
         context_length=model.context_length,
     )
+
+
+def _pointer(request: JobRequest, index: int) -> str:
+    if request.template is not None:
+        return "/template"
+    return "/prompt" if isinstance(request.prompt, str) else f"/prompt/{index}"
 
 
 def _advice(tokens: int, request: JobRequest, model: ModelSpec) -> str:

@@ -11,11 +11,15 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import RedirectResponse
 
-from api import handlers, jobs, service
-from api.documentation import DESCRIPTION, TAGS, DocumentedAPI, add_docs_page
+from api import admin, generate, handlers, jobs, service, stream
+from api.auth import Doorkeeper
+from api.desk import Desk
+from api.documentation import DESCRIPTION, TAGS, DocumentedAPI, add_docs_page, operation_id
+from api.hosts import HostCheck
+from api.openai import routes as completions
 from api.request_context import RequestContext
-from slm_core.tokenizer import Tokenizer
 from slm_jobs.errors import ManifestError, SettingsError
+from slm_jobs.events import JobEvents
 from slm_jobs.manifest import Manifest
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
@@ -25,21 +29,28 @@ app: FastAPI  # made on first access, see __getattr__
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings | None = None, store: JobStore | None = None) -> FastAPI:
-    """The service, on a store of its own unless one is given. Redis is not called yet.
+def create_app(
+    settings: Settings | None = None,
+    store: JobStore | None = None,
+    events: JobEvents | None = None,
+) -> FastAPI:
+    """The service, on a store and events of its own unless they are given. Redis is not called yet.
 
     Raises ManifestError.
     """
     settings = settings or Settings()
-    manifest = Manifest.load(settings.models_file)
-    jobs_store = store or JobStore.from_settings(settings)
+    manifest = Manifest.load(*settings.models_files)
+    store = store or JobStore.from_settings(settings)
+    events = events or JobEvents.from_settings(settings)
+    desk = Desk(settings, manifest, store, events)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         for spec in manifest.models.values():
             log.info("serving %s, context %d tokens", spec.name, spec.context_length)
         yield
-        jobs_store.close()
+        await events.close()
+        store.close()
 
     api = DocumentedAPI(
         title="SLM jobs",
@@ -50,13 +61,24 @@ def create_app(settings: Settings | None = None, store: JobStore | None = None) 
         lifespan=lifespan,
         docs_url=None,  # ours, below, needs no CDN
         redoc_url=None,
+        generate_unique_id_function=operation_id,
         redirect_slashes=False,  # behind a proxy a redirect would name an address of its own
     )
-    api.add_middleware(RequestContext)
+    api.state.desk = desk
+    api.state.doorkeeper = Doorkeeper(store.keys)
+    api.add_middleware(HostCheck, settings.allowed_hosts)
+    api.add_middleware(RequestContext)  # the last is the outermost
     handlers.install(api)
     add_docs_page(api)
-    api.include_router(jobs.router(jobs_store, manifest, Tokenizer()))
-    api.include_router(service.router(jobs_store, manifest))
+    for routes in (
+        jobs.router(desk),
+        stream.router(desk),
+        generate.router(desk),
+        completions.router(desk),
+        service.router(store, manifest),
+        admin.router(store.keys),
+    ):
+        api.include_router(routes)
 
     @api.get("/", include_in_schema=False)
     async def index(request: Request) -> RedirectResponse:

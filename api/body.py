@@ -6,6 +6,7 @@ refused.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, NoReturn, TypeVar
 
@@ -16,6 +17,7 @@ from api.pointers import field_errors
 from api.problems import Problem
 
 MAX_BODY_BYTES = 1 << 20
+BODY_SECONDS = 30.0
 _ERRORS_LISTED = 20
 
 M = TypeVar("M", bound=BaseModel)
@@ -44,10 +46,15 @@ async def json_bytes(request: Request) -> bytes:
     if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
         raise _too_large()
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise _too_large()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise _too_large()
+    except TimeoutError:
+        detail = f"The body did not arrive within {BODY_SECONDS:g} s."
+        raise Problem("body_timeout", detail, headers={"Connection": "close"}) from None
     return bytes(body)
 
 
@@ -70,7 +77,8 @@ def _load(body: bytes) -> Any:
         raise Problem("malformed_json", "The body is empty.")
     try:
         # utf-8-sig: Windows tools like to write a byte order mark.
-        return json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
+        text = body.decode("utf-8-sig")
+        return json.loads(text, parse_float=_number, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise Problem("malformed_json", f"Byte {error.start} is not UTF-8.") from None
     except json.JSONDecodeError as error:
@@ -81,6 +89,12 @@ def _load(body: bytes) -> Any:
         raise Problem("malformed_json", "The body is nested too deeply.") from None
     except ValueError:  # Python refuses integers of thousands of digits
         raise Problem("malformed_json", "A number has too many digits.") from None
+
+
+def _number(digits: str) -> float:
+    """JSON has one kind of numbers: 4.0 is the integer 4, as JSON Schema has it, too."""
+    number = float(digits)
+    return int(number) if number.is_integer() and abs(number) <= 2**53 else number
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -9,24 +9,36 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
+from api.links import JOB_LINKS
 from api.problems import MEDIA_TYPE, PROBLEMS, ProblemDocument
 from slm_jobs.schemas import JobRequest
 
 DESCRIPTION = """\
 Text generation with small language models, as jobs: `POST /jobs` takes one at once and answers
-`202`; poll `GET /jobs/{id}` for its text. Workers generate many jobs together.
+`202`; wait for its text, poll for it, or follow it token by token. Workers generate many jobs
+together. `/v1/completions` is the same for programs that speak OpenAI's API.
+
+Send an API key with every request: `Authorization: Bearer slm_...`. It has limits, which responses
+tell in `RateLimit` and `x-ratelimit-*`; 429 names those that were reached, and `Retry-After` when
+to come again. `Idempotency-Key` makes it safe to send a request again.
 
 Errors are problem documents (RFC 9457) with a stable `code`. Every response carries
-`X-Request-Id`; send your own (up to 64 of `A-Za-z0-9._-`) to find a request in the logs again.
+`X-Request-Id`; send your own (up to 64 of `A-Za-z0-9._-`) to find a request in the logs again, also
+in those of the worker.
 """
 
 TAGS = [
     {"name": "jobs", "description": "Generate text."},
+    {"name": "simple", "description": "A text at once."},
+    {"name": "openai", "description": "What OpenAI's clients call; errors have OpenAI's form."},
     {"name": "service", "description": "What is served, and whether it works."},
+    {"name": "admin", "description": "For admin keys."},
 ]
 
 REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
@@ -51,6 +63,10 @@ REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
         "summary": "Several prompts, two continuations each",
         "value": {"prompt": ["A cat found a box.", "A dog found a ball."], "n": 2},
     },
+    "template": {
+        "summary": "A template of the model",
+        "value": {"template": "animal", "variables": {"animal": "fox", "name": "Rusty"}},
+    },
     "greedy": {
         "summary": "Always the likeliest token",
         "value": {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 50},
@@ -65,9 +81,13 @@ _QUEUED: dict[str, Any] = {
     "started_at": None,
     "finished_at": None,
     "attempt": 0,
+    "priority": 0,
     "seed": 7,
+    "queue": {"ahead": 3, "estimated_wait_seconds": 0.4},
+    "cancel_requested": False,
     "outputs": [],
     "usage": None,
+    "fingerprint": None,
     "error": None,
     "metadata": {},
 }
@@ -78,6 +98,8 @@ JOB_EXAMPLES: dict[str, dict[str, Any]] = {
         "value": {
             **_QUEUED,
             "status": "succeeded",
+            "queue": None,
+            "fingerprint": "int8/avx512_bf16",
             "started_at": "2026-01-31T09:00:00.131000Z",
             "finished_at": "2026-01-31T09:00:01.004000Z",
             "attempt": 1,
@@ -92,6 +114,7 @@ JOB_EXAMPLES: dict[str, dict[str, Any]] = {
         "value": {
             **_QUEUED,
             "status": "failed",
+            "queue": None,
             "started_at": "2026-01-31T09:00:00.131000Z",
             "finished_at": "2026-01-31T09:00:46.310000Z",
             "attempt": 3,
@@ -112,18 +135,44 @@ def job_examples(*names: str) -> dict[str, Any]:
 
 TAKEN: dict[str, Any] = {
     "content": job_examples("queued"),
+    "links": JOB_LINKS,
     "headers": {
         "Location": {"description": "Where to poll the job.", "schema": {"type": "string"}}
     },
 }
 
 _REF = "#/components/schemas/{model}"
-JOB_BODY: dict[str, Any] = {
-    "required": True,
+_NULL = {"type": "null"}
+_PROMPT_OR_TEMPLATE = {  # what the fields of `JobRequest` say only together
+    "if": {"required": ["template"], "properties": {"template": {"type": "string"}}},
+    "then": {"properties": {"prompt": _NULL}},
+    "else": {
+        "required": ["prompt"],
+        "properties": {"prompt": {"type": ["string", "array"]}, "variables": {"maxProperties": 0}},
+    },
+}
+
+_bodies: dict[str, type[BaseModel]] = {"Problem": ProblemDocument}  # schemas only referred to
+
+
+def json_body(model: type[BaseModel], **examples: dict[str, Any]) -> dict[str, Any]:
+    """A `requestBody` for a body that the route reads by itself."""
+    _bodies[model.__name__] = model
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    return {
+        "required": True,
+        "content": {"application/json": {"schema": schema, "examples": examples}},
+    }
+
+
+JOB_BODY = json_body(JobRequest, **REQUEST_EXAMPLES)
+
+STREAM: dict[str, Any] = {
+    "description": "Events until the job has ended.",
     "content": {
-        "application/json": {
-            "schema": {"$ref": _REF.format(model="JobRequest")},
-            "examples": REQUEST_EXAMPLES,
+        "text/event-stream": {
+            "example": 'event: status\ndata: {"status": "running", "attempt": 1}\n\n'
+            'event: token\ndata: {"index": 0, "text": ", there was"}\nid: 0:3\n\n'
         }
     },
 }
@@ -148,7 +197,7 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
         examples[code] = {"summary": kind.title, "value": _example(code)}
         if key != "default":
             response["description"] = " · ".join(f"`{name}`" for name in examples)
-        if kind.status == 503:
+        if kind.status in (429, 503):
             seconds = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
             response["headers"] = {"Retry-After": seconds}
     return documented
@@ -166,6 +215,19 @@ def _example(code: str) -> dict[str, Any]:
     }
 
 
+def operation_id(route: APIRoute) -> str:
+    """What generated clients call a route: the name of its function, which must not change."""
+    return f"openai_{route.name}" if route.path.startswith("/v1/") else route.name
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """An address or a header leaves a parameter out; it cannot send null for it."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != _NULL]
+    if len(kinds) != 1:
+        return schema
+    return {**kinds[0], **{name: value for name, value in schema.items() if name != "anyOf"}}
+
+
 class DocumentedAPI(FastAPI):
     """FastAPI whose document also has what routes only refer to."""
 
@@ -174,10 +236,15 @@ class DocumentedAPI(FastAPI):
         schemas = document["components"]["schemas"]
         document["components"]["examples"] = JOB_EXAMPLES
         if "Problem" not in schemas:
-            for name, model in (("JobRequest", JobRequest), ("Problem", ProblemDocument)):
+            for name, model in _bodies.items():
                 schema = model.model_json_schema(ref_template=_REF)
                 schemas |= schema.pop("$defs", {})
                 schemas[name] = schema
+            schemas["JobRequest"] |= _PROMPT_OR_TEMPLATE
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                for parameter in operation.get("parameters", ()):
+                    parameter["schema"] = _without_null(parameter["schema"])
         return document
 
 
@@ -189,7 +256,7 @@ def add_docs_page(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         root = request.scope.get("root_path", "").rstrip("/")
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url=f"{root}/openapi.json",
             title=app.title,
             swagger_js_url=f"{root}/docs/assets/swagger-ui-bundle.js",
@@ -198,3 +265,8 @@ def add_docs_page(app: FastAPI) -> None:
             # Without it the page sends the address of our document to a public validator.
             swagger_ui_parameters={"validatorUrl": None},
         )
+        page.headers["Content-Security-Policy"] = (
+            "default-src 'self'; script-src 'self' 'unsafe-inline'; "
+            "style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+        )
+        return page

@@ -10,15 +10,30 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import compile_path
 
-from api.problems import Problem
-from slm_jobs.errors import JobNotFound, StoreUnavailable
+from api.limits import quota_headers
+from api.openai.errors import respond
+from api.problems import PROBLEMS, Problem
+from slm_jobs.errors import (
+    IdempotencyConflict,
+    JobGone,
+    JobNotEnded,
+    JobNotFound,
+    KeyRejected,
+    NoSuchKey,
+    PriorityTooHigh,
+    QueueFull,
+    RateLimited,
+    SlmJobsError,
+    StoreUnavailable,
+)
 
 log = logging.getLogger(__name__)
 
 
 async def _problem(request: Request, error: Problem) -> Response:
-    return error.response(request.state.request_id)
+    return respond(request.scope, error)
 
 
 async def _job_not_found(request: Request, error: JobNotFound) -> Response:
@@ -27,9 +42,46 @@ async def _job_not_found(request: Request, error: JobNotFound) -> Response:
     return await _problem(request, Problem("job_not_found", detail))
 
 
+async def _key_rejected(request: Request, error: KeyRejected) -> Response:  # noqa: ARG001
+    detail = PROBLEMS["unauthorised"].example
+    challenge = {"WWW-Authenticate": 'Bearer realm="slm"'}
+    return await _problem(request, Problem("unauthorised", detail, headers=challenge))
+
+
+async def _rate_limited(request: Request, error: RateLimited) -> Response:
+    violated = [quota.policy for quota in error.violated]
+    headers = quota_headers(error.quotas)
+    seconds = error.retry_after
+    if seconds is None:
+        limits = ", ".join(f"{quota.limit} {quota.policy}" for quota in error.violated)
+        detail = f"This request asks for more than the key will ever have: {limits}."
+        problem = Problem("exceeds_limit", detail, headers=headers)
+    else:
+        detail = f"Limits reached: {', '.join(violated)}. Try again in {seconds} s."
+        headers["Retry-After"] = str(seconds)
+        problem = Problem("rate_limited", detail, headers=headers)
+    problem.fields["violated-policies"] = violated
+    return await _problem(request, problem)
+
+
+_PLAIN: dict[type[SlmJobsError], str] = {  # what the error says is for clients
+    PriorityTooHigh: "forbidden",
+    QueueFull: "queue_full",
+    IdempotencyConflict: "idempotency_conflict",
+    JobGone: "job_gone",
+    JobNotEnded: "job_not_ended",
+    NoSuchKey: "key_not_found",
+}
+
+
+async def _plain(request: Request, error: SlmJobsError) -> Response:
+    text = str(error)
+    return await _problem(request, Problem(_PLAIN[type(error)], f"{text[0].upper()}{text[1:]}."))
+
+
 async def _store_unavailable(request: Request, error: StoreUnavailable) -> Response:
     # The cause names hosts and ports: it is for the log only.
-    log.warning("%s (request %s)", error, request.state.request_id)
+    log.warning("%s", error, extra={"request_id": request.state.request_id})
     detail = "Redis does not answer. Try again in a second."
     return await _problem(request, Problem("store_unavailable", detail))
 
@@ -38,11 +90,23 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     """What the framework itself refuses: addresses and methods."""
     path, headers = request.scope["path"][:64], dict(error.headers or {})
     if error.status_code == 405:
-        detail = f"{path} takes {headers.get('Allow', 'other methods')}, not {request.method}."
+        allowed = headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "")
+        detail = f"{path} takes {allowed}, not {request.method}."
         return await _problem(request, Problem("method_not_allowed", detail, headers=headers))
     if error.status_code == 404:
         return await _problem(request, Problem("not_found", f"Nothing is at {path}."))
     raise error  # nothing of ours; it becomes an internal_error, logged
+
+
+def _methods(request: Request) -> list[str]:
+    """Those of every route at this address; the framework names those of the first."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return sorted(
+        method.upper()
+        for template, operations in request.app.openapi()["paths"].items()
+        if compile_path(template)[0].match(path)
+        for method in operations
+    )
 
 
 async def _parameters(request: Request, error: RequestValidationError) -> Response:
@@ -57,6 +121,9 @@ def install(app: FastAPI) -> None:
     handlers: dict[Any, Any] = {
         Problem: _problem,
         JobNotFound: _job_not_found,
+        KeyRejected: _key_rejected,
+        RateLimited: _rate_limited,
+        **dict.fromkeys(_PLAIN, _plain),
         StoreUnavailable: _store_unavailable,
         HTTPException: _http_error,
         RequestValidationError: _parameters,

@@ -1,26 +1,84 @@
-"""`/jobs`: take a job, and tell how it stands. Knows neither its life nor where it waits."""
+"""`/jobs`: take, read, wait for, list, cancel and delete jobs. Knows nothing of their life."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from api.admission import admit
+from api.auth import Caller, Viewer
 from api.body import json_bytes, parse
-from api.documentation import JOB_BODY, JOB_EXAMPLES, TAKEN, job_examples, problems
-from slm_core.tokenizer import Tokenizer
-from slm_jobs.errors import JobNotFound, StoreUnavailable
-from slm_jobs.manifest import Manifest
-from slm_jobs.schemas import Job, JobRequest
-from slm_jobs.store import JobStore, new_job_id
+from api.desk import Desk
+from api.documentation import (
+    JOB_BODY,
+    JOB_EXAMPLES,
+    TAKEN,
+    job_examples,
+    problems,
+)
+from api.idempotency import IDEMPOTENCY_KEY_SCHEMA, idempotency_of
+from api.limits import quota_headers
+from api.links import JOB_LINKS
+from api.problems import Problem
+from slm_jobs.admission import Admission
+from slm_jobs.errors import JobNotFound
+from slm_jobs.schemas import Job, JobRequest, JobStatus
 
+MAX_WAIT_SECONDS = 60
+REPLAYED = "Idempotent-Replayed"
 # An id of any other form is nobody's, and must not reach a Redis key.
 _JOB_ID = re.compile(r"job_[0-9A-Za-z]{1,60}")
+_WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
-def router(store: JobStore, manifest: Manifest, tokenizer: Tokenizer) -> APIRouter:
+def _check_time(given: str) -> str:
+    """The framework would also take a number for seconds since 1970."""
+    if not _RFC3339.fullmatch(given):
+        raise ValueError("a time looks like 2026-01-31T09:00:00Z")
+    return given
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_check_time)]
+JobId = Annotated[str, Path(alias="id", description="As `POST /jobs` returned it.")]
+
+
+class JobPage(BaseModel):
+    data: list[Job]
+    next_cursor: str | None = Field(description="Send it as `cursor`; null on the last page.")
+
+
+def preferred_wait(
+    prefer: Annotated[
+        Annotated[list[str], WithJsonSchema({"type": "string"})] | None,  # it may come in parts
+        Header(description="`wait=N` waits up to N seconds, 60 at most, for the end (RFC 7240)."),
+    ] = None,
+) -> int:
+    """Seconds; 0 if nothing, or nothing we know, is preferred."""
+    for preference in ",".join(prefer or ()).split(","):
+        if match := _WAIT.fullmatch(preference.strip()):
+            return min(int(match[1]), MAX_WAIT_SECONDS)
+    return 0
+
+
+Wait = Annotated[int, Depends(preferred_wait)]
+
+
+def visible_job(request: Request, job_id: JobId, viewer: Viewer) -> Job:
+    """The job, for its owner and for admins. Raises JobNotFound."""
+    if not _JOB_ID.fullmatch(job_id):
+        raise JobNotFound(job_id)
+    desk: Desk = request.app.state.desk
+    return desk.store.get(job_id, viewer=viewer)
+
+
+VisibleJob = Annotated[Job, Depends(visible_job)]
+
+
+def router(desk: Desk) -> APIRouter:
     routes = APIRouter(tags=["jobs"])
 
     @routes.post(
@@ -30,32 +88,112 @@ def router(store: JobStore, manifest: Manifest, tokenizer: Tokenizer) -> APIRout
         response_description="Taken: the job waits for a worker.",
         openapi_extra={"requestBody": JOB_BODY},
         responses={
+            200: {
+                "description": "It ended within the preferred wait.",
+                "model": Job,
+                "content": job_examples("succeeded"),
+                "links": JOB_LINKS,
+            },
             202: TAKEN,
             **problems(
                 "malformed_json",
+                "unauthorised",
+                "forbidden",
+                "body_timeout",
+                "job_gone",
                 "body_too_large",
                 "unsupported_media_type",
                 "invalid_request",
                 "unknown_model",
+                "unknown_template",
                 "prompt_too_long",
+                "exceeds_limit",
+                "idempotency_conflict",
+                "rate_limited",
+                "queue_full",
                 "store_unavailable",
             ),
         },
     )
-    def create_job(
-        body: Annotated[bytes, Depends(json_bytes)], request: Request, response: Response
+    async def create_job(
+        caller: Caller,
+        body: Annotated[bytes, Depends(json_bytes)],
+        wait: Wait,
+        request: Request,
+        response: Response,
+        idempotency_key: Annotated[  # noqa: ARG001 - documented here, read by idempotency_of
+            str | None,
+            Header(
+                description="Makes it safe to send the request again: within a day, the same key "
+                "and body give the same job, and nothing is charged twice.",
+                json_schema_extra=IDEMPOTENCY_KEY_SCHEMA,
+            ),
+        ] = None,
     ) -> Job:
-        """Checks the request and queues it. Nothing is taken unless all of it is right.
+        """Checks the request and queues it. Nothing is taken or charged unless all of it is right.
 
         Poll the address in `Location` until `status` is `succeeded`, `failed`, `cancelled` or
-        `expired`.
+        `expired`; or wait here with `Prefer: wait=N`.
         """
-        wanted = parse(JobRequest, body)
-        model = admit(wanted, manifest, tokenizer)
-        job = _create(store, wanted, model.name)
+
+        def take() -> Admission:
+            wanted = parse(JobRequest, body)
+            return desk.submit(
+                wanted,
+                caller,
+                request_id=request.state.request_id,
+                idempotency=idempotency_of(request, body),
+            )
+
+        job, replayed, quotas = await run_in_threadpool(take)
         root = request.scope.get("root_path", "").rstrip("/")  # where a proxy has put us
         response.headers["Location"] = f"{root}/jobs/{job.id}"
+        response.headers.update(quota_headers(quotas))
+        if replayed:
+            response.headers[REPLAYED] = "true"
+        if wait:
+            response.headers["Preference-Applied"] = f"wait={wait}"
+            if not job.status.is_terminal:
+                job = await desk.ended(job.id, wait, request)
+            if job.status.is_terminal:
+                response.status_code = 200
         return job
+
+    @routes.get(
+        "/jobs",
+        summary="List your jobs",
+        response_description="A page of them, the newest first.",
+        responses={**problems("unauthorised", "forbidden", "invalid_request", "store_unavailable")},
+    )
+    def list_jobs(
+        viewer: Viewer,
+        status: Annotated[
+            list[JobStatus] | None, Query(description="Only these; may be repeated.")
+        ] = None,
+        created_after: Annotated[Time | None, Query(description="RFC 3339.")] = None,
+        created_before: Annotated[Time | None, Query(description="RFC 3339.")] = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 50,
+        cursor: Annotated[
+            str | None, Query(pattern="^[0-9]{1,16}$", description="`next_cursor` of a page.")
+        ] = None,
+        key: Annotated[
+            str | None,
+            Query(pattern="^[a-z0-9]{10}$", description="Whose; for admin keys only."),
+        ] = None,
+    ) -> JobPage:
+        """The jobs of your key. With `status`, a page may hold few jobs and yet not be the last:
+        go on until `next_cursor` is null."""
+        if key not in (None, viewer.id) and not viewer.admin:
+            raise Problem("forbidden", "Only admin keys see the jobs of others.")
+        jobs, following = desk.store.page(
+            key or viewer.id,
+            statuses=status or (),
+            created_after=created_after,
+            created_before=created_before,
+            cursor=int(cursor) if cursor else None,
+            limit=limit,
+        )
+        return JobPage(data=jobs, next_cursor=None if following is None else str(following))
 
     @routes.get(
         "/jobs/{id}",
@@ -63,23 +201,46 @@ def router(store: JobStore, manifest: Manifest, tokenizer: Tokenizer) -> APIRout
         response_description="The job as it stands now.",
         responses={
             200: {"content": job_examples(*JOB_EXAMPLES)},
-            **problems("job_not_found", "store_unavailable"),
+            **problems("unauthorised", "job_not_found", "invalid_request", "store_unavailable"),
         },
     )
-    def get_job(id: Annotated[str, Path(description="As `POST /jobs` returned it.")]) -> Job:  # noqa: A002
+    async def get_job(
+        job: VisibleJob,
+        request: Request,
+        wait: Annotated[
+            int, Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for its end.")
+        ] = 0,
+    ) -> Job:
         """A job's record stays for a day after it ended, unless the service is set otherwise."""
-        if not _JOB_ID.fullmatch(id):
-            raise JobNotFound(id)
-        return store.get(id)
+        if wait and not job.status.is_terminal:
+            return await desk.ended(job.id, wait, request)
+        return job
+
+    @routes.post(
+        "/jobs/{id}/cancel",
+        summary="Cancel a job",
+        response_description="The job as it stands; a running one ends at its next decode step.",
+        responses={
+            200: {"content": job_examples("succeeded")},
+            **problems("unauthorised", "job_not_found", "store_unavailable"),
+        },
+    )
+    def cancel_job(job: VisibleJob) -> Job:
+        """A queued job ends at once, a running one with the text it has. One that has ended stays
+        as it is, so it is safe to repeat."""
+        return desk.cancel(job.id)
+
+    @routes.delete(
+        "/jobs/{id}",
+        status_code=204,
+        summary="Delete an ended job",
+        response_description="Its record and its texts are gone.",
+        responses={
+            **problems("unauthorised", "job_not_found", "job_not_ended", "store_unavailable")
+        },
+    )
+    def delete_job(job: VisibleJob) -> None:
+        """Cancel a job that has not ended first."""
+        desk.store.delete(job.id)
 
     return routes
-
-
-def _create(store: JobStore, request: JobRequest, model: str) -> Job:
-    """A lost reply does not tell whether the job was taken. The id makes asking again safe: it
-    cannot make two jobs."""
-    job_id = new_job_id()
-    try:
-        return store.create(request, model=model, job_id=job_id)
-    except StoreUnavailable:
-        return store.create(request, model=model, job_id=job_id)

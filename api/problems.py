@@ -26,14 +26,40 @@ PROBLEMS: dict[str, ProblemType] = {
     "malformed_json": ProblemType(
         400, "The body is not JSON", "Expecting value at line 1, column 12."
     ),
+    "unauthorised": ProblemType(
+        401,
+        "A valid API key is needed",
+        "Send a valid key: Authorization: Bearer slm_... (slm keys create makes one).",
+    ),
+    "forbidden": ProblemType(
+        403, "This key may not do that", "This key's jobs have a priority of 0 at most."
+    ),
     "not_found": ProblemType(404, "There is no such address", "Nothing is at /job."),
     "job_not_found": ProblemType(
         404,
         "There is no such job",
         "No job 'job_01K9ZX3V7Q4C8E2M5T6R0B1DAF': it never existed or its record has expired.",
     ),
+    "key_not_found": ProblemType(
+        404,
+        "There is no such API key",
+        "No API key 'abcdefghij', or it has been revoked.",
+    ),
     "method_not_allowed": ProblemType(
         405, "This address has other methods", "/jobs takes POST, not DELETE."
+    ),
+    "body_timeout": ProblemType(
+        408, "The body took too long", "The body did not arrive within 30 s."
+    ),
+    "job_not_ended": ProblemType(
+        409,
+        "The job has not ended",
+        "Job 'job_01K9ZX3V7Q4C8E2M5T6R0B1DAF' has not ended; cancel it first.",
+    ),
+    "job_gone": ProblemType(
+        410,
+        "The job of this Idempotency-Key is gone",
+        "The Idempotency-Key made job 'job_01K9ZX3V7Q4C8E2M5T6R0B1DAF', whose record is gone.",
     ),
     "body_too_large": ProblemType(
         413, "The body is too large", "The body is larger than 1048576 bytes."
@@ -43,6 +69,11 @@ PROBLEMS: dict[str, ProblemType] = {
         "The body is of a type that is not read here",
         "Send application/json, not application/x-www-form-urlencoded.",
     ),
+    "unknown_host": ProblemType(
+        421,
+        "The service has other names",
+        "This service is not called 'example.org'; SLM_ALLOWED_HOSTS lists its names.",
+    ),
     "invalid_request": ProblemType(
         422,
         "The request has wrong or missing fields",
@@ -51,11 +82,27 @@ PROBLEMS: dict[str, ProblemType] = {
     "unknown_model": ProblemType(
         422, "There is no such model", "No model 'gpt-5'; there are: tinystories."
     ),
+    "unknown_template": ProblemType(
+        422, "There is no such template", "tinystories has no template 'poem'; there are: animal."
+    ),
     "prompt_too_long": ProblemType(
         422,
         "Prompt and output do not fit into the model's context",
         "480 prompt tokens + 200 max_tokens = 680, more than the context of 512. "
         "Shorten the prompt, or set max_tokens to 32 or less.",
+    ),
+    "exceeds_limit": ProblemType(
+        422,
+        "The request asks for more than the key's limits ever allow",
+        "This request may take 51200 tokens; the key has 20000 tokens a minute.",
+    ),
+    "idempotency_conflict": ProblemType(
+        422,
+        "The Idempotency-Key was used for another request",
+        "This Idempotency-Key came with another body before.",
+    ),
+    "rate_limited": ProblemType(
+        429, "A limit of the key is reached", "Limits reached: requests. Try again in 12 s."
     ),
     "internal_error": ProblemType(
         500, "The service failed", "This is a fault of the service; it has been logged."
@@ -65,8 +112,31 @@ PROBLEMS: dict[str, ProblemType] = {
         "The service cannot run jobs yet",
         "Redis answers, but no worker is alive for any of: tinystories.",
     ),
+    "queue_full": ProblemType(
+        503, "Too much waits already", "100000 jobs of this model wait already."
+    ),
     "store_unavailable": ProblemType(
         503, "The job store does not answer", "Redis does not answer. Try again in a second."
+    ),
+    "unsupported_parameter": ProblemType(
+        400, "The request asks for something that is not supported", "Not supported here: suffix."
+    ),
+    "model_not_installed": ProblemType(
+        404,
+        "The model is not installed",
+        "No model 'gpt2'; there are: tinystories. "
+        "`slm models add gpt2 --from <directory or hub id>` installs it.",
+    ),
+    "generation_failed": ProblemType(
+        500,
+        "The job ended without a text",
+        "Job job_01K9ZX3V7Q4C8E2M5T6R0B1DAF failed with out_of_memory: "
+        "The engine ran out of memory.",
+    ),
+    "timeout": ProblemType(
+        504,
+        "The job did not end in time",
+        "Job job_01K9ZX3V7Q4C8E2M5T6R0B1DAF did not end within 600 s; it was cancelled.",
     ),
 }
 

@@ -1,4 +1,5 @@
-"""Around every request: its id, its line in the log, and an answer when something broke.
+"""Around every request: its id, its line in the log, headers that keep browsers from harm, and an
+answer when something broke.
 
 Pure ASGI, so that streamed responses pass through untouched. Knows no route.
 """
@@ -15,10 +16,18 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.openai.errors import respond
 from api.problems import PROBLEMS, Problem
 
 HEADER = "X-Request-Id"
 _SANE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SAFE = {
+    "Cache-Control": "no-store",  # prompts and texts are nobody else's business
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +52,10 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[HEADER] = request_id
+                for name, value in _SAFE.items():  # a route may have said otherwise
+                    headers.setdefault(name, value)
             await send(message)
 
         # Quoted: a path may hold line breaks, and a log line must be one line.
@@ -53,13 +65,14 @@ class RequestContext:
         except ClientDisconnect:
             status = 499  # as nginx logs it; nobody is left to answer
         except Exception:
-            log.exception("%s failed (request %s)", what, request_id)
+            log.exception("%s failed", what, extra={"request_id": request_id})
             if status:  # too late for an answer: let the server break the connection off
                 raise
             failure = Problem("internal_error", PROBLEMS["internal_error"].example)
-            await failure.response(request_id)(scope, receive, send_with_id)
+            await respond(scope, failure)(scope, receive, send_with_id)
         finally:
             # Clients poll and submit in bulk; that must not drown the rest.
             level = logging.DEBUG if 200 <= status < 400 else logging.INFO
             took = (time.perf_counter() - started) * 1000
-            log.log(level, "%s %d %.1f ms (request %s)", what, status, took, request_id)
+            extra = {"request_id": request_id, "status": status, "took_ms": round(took, 1)}
+            log.log(level, "%s %d %.1f ms", what, status, took, extra=extra)

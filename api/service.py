@@ -8,9 +8,11 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from api.auth import Viewer
 from api.documentation import problems
 from api.problems import Problem
-from slm_jobs.manifest import Manifest
+from slm_jobs.manifest import Manifest, Template
+from slm_jobs.schemas import QueueInfo
 from slm_jobs.store import JobStore
 
 
@@ -18,11 +20,18 @@ class Model(BaseModel):
     name: str
     context_length: int = Field(description="Most tokens of prompt and output together.")
     default: bool = Field(description="Whether it serves requests that name no model.")
+    kv_cache: bool = Field(description="Without it every token costs the whole text again.")
+    trained: bool = Field(description="Whether its weights were learnt, or are random.")
+    templates: dict[str, Template] = Field(description="What `template` may name.")
     workers: int = Field(description="Workers alive now that host it.")
 
 
 class Models(BaseModel):
     data: list[Model]
+
+
+class Queues(BaseModel):
+    data: list[QueueInfo]
 
 
 class Health(BaseModel):
@@ -37,8 +46,12 @@ class Readiness(BaseModel):
 def router(store: JobStore, manifest: Manifest) -> APIRouter:
     routes = APIRouter(tags=["service"])
 
-    @routes.get("/models", summary="List the models", responses={**problems("store_unavailable")})
-    def list_models() -> Models:
+    @routes.get(
+        "/models",
+        summary="List the models",
+        responses={**problems("unauthorised", "store_unavailable")},
+    )
+    def list_models(viewer: Viewer) -> Models:  # noqa: ARG001
         """The models that a job may ask for, and how many workers host each of them now."""
         hosting = Counter(name for worker in store.workers() for name in set(worker.models))
         return Models(
@@ -47,11 +60,23 @@ def router(store: JobStore, manifest: Manifest) -> APIRouter:
                     name=spec.name,
                     context_length=spec.context_length,
                     default=spec is manifest.default,
+                    kv_cache=spec.kv_cache,
+                    trained=not spec.untrained,
+                    templates=dict(spec.templates),
                     workers=hosting[spec.name],
                 )
                 for spec in manifest.models.values()
             ]
         )
+
+    @routes.get(
+        "/queue",
+        summary="How much waits",
+        responses={**problems("unauthorised", "store_unavailable")},
+    )
+    def read_queue(viewer: Viewer) -> Queues:  # noqa: ARG001
+        """How many jobs of each model wait and run, and how long a new one would wait."""
+        return Queues(data=store.queues(list(manifest.models)))
 
     @routes.get("/healthz", summary="Is the process up?", responses={**problems()})
     async def healthz() -> Health:

@@ -11,6 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
+from slm_jobs.api_keys import KeySettings, NewKey
+from slm_jobs.events import JobEvents
 from slm_jobs.schemas import WorkerInfo
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
@@ -27,9 +29,13 @@ def settings(tmp_path: Path) -> Settings:
         config = {"model": {"context_length": context_length}, "tokenizer": "gpt2"}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         lines.append(f'[{name}]\ncheckpoint = "{name}"\n')
+    lines.append(
+        '[small.templates.animal]\ntext = "A {animal} named {name}"\n'
+        'variables = {animal = "what it is about", name = "how it is called"}\n'
+    )
     manifest = tmp_path / "models.toml"
     manifest.write_text("\n".join(lines))
-    return Settings(models_file=manifest)
+    return Settings(models_file=manifest, allowed_hosts="testserver")
 
 
 @pytest.fixture
@@ -50,6 +56,30 @@ def store(redis: fakeredis.FakeRedis) -> JobStore:
 
 
 @pytest.fixture
-def client(settings: Settings, store: JobStore) -> Iterator[TestClient]:
-    with TestClient(create_app(settings, store), follow_redirects=False) as client:
+def events(redis_process: fakeredis.FakeServer) -> JobEvents:
+    return JobEvents(fakeredis.FakeAsyncRedis(server=redis_process, decode_responses=True))
+
+
+@pytest.fixture
+def key(store: JobStore) -> NewKey:
+    """An ordinary key, with limits that no test reaches by accident."""
+    return store.keys.create(KeySettings(name="test", requests_per_minute=100_000))
+
+
+@pytest.fixture
+def admin(store: JobStore) -> NewKey:
+    return store.keys.create(KeySettings(name="boss", admin=True))
+
+
+def bearer(key: NewKey) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key.token}"}
+
+
+@pytest.fixture
+def client(
+    settings: Settings, store: JobStore, events: JobEvents, key: NewKey
+) -> Iterator[TestClient]:
+    """Sends `key` with every request."""
+    app = create_app(settings, store, events)
+    with TestClient(app, follow_redirects=False, headers=bearer(key)) as client:
         yield client

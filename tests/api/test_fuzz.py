@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from api.problems import PROBLEMS
-from slm_jobs.schemas import Job, JobRequest
+from slm_jobs import keys
+from slm_jobs.schemas import Job, JobRequest, JobSpec
 from slm_jobs.store import JobStore
 
-FIELDS = [*JobRequest.model_fields, "stream", "messages"]
+FIELDS = [*JobRequest.model_fields, "messages"]
 # Lone surrogates too: `json.dumps` escapes them.
 text = st.text(st.characters(exclude_categories=()), max_size=30)
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | text
@@ -65,18 +66,29 @@ bodies = st.one_of(
 )
 
 
+def state(redis: FakeRedis) -> list[str]:
+    return sorted(redis.keys("*"))
+
+
+def delete_jobs(redis: FakeRedis) -> None:
+    """All but the API keys."""
+    for name in redis.keys("*"):
+        if not name.startswith(keys.KEY):
+            redis.delete(name)
+
+
 def check(client: TestClient, redis: FakeRedis, content: bytes, content_type: str) -> None:
-    before = redis.keys()
+    before = state(redis)
     response = client.post("/jobs", content=content, headers={"Content-Type": content_type})
     answer: Any = json.loads(response.content)  # and so it is valid UTF-8
     if response.status_code == 202:
         assert client.get(response.headers["location"]).json() == answer
         Job.model_validate_json(response.content)
-        redis.flushall()
+        delete_jobs(redis)
     else:
         assert 400 <= response.status_code < 500, answer
         assert PROBLEMS[answer["code"]].status == response.status_code
-        assert redis.keys() == before
+        assert state(redis) == before
 
 
 _examples = settings(
@@ -103,10 +115,11 @@ def test_sound_bodies(
     assert client.post("/jobs", json=body).status_code == 202
     work = store.claim_next("small", worker="w1")
     assert work is not None
-    asked = JobRequest.model_validate({**body, "seed": work.request.seed})
-    assert work.request == asked
-    assert body.get("seed") in (None, asked.seed)
-    redis.flushall()
+    prompts = JobRequest.model_validate(body).prompts
+    asked = {**body, "prompts": prompts, "seed": work.spec.seed, "request_id": work.spec.request_id}
+    assert work.spec == JobSpec.model_validate(asked)
+    assert body.get("seed") in (None, work.spec.seed)
+    delete_jobs(redis)
 
 
 @_examples

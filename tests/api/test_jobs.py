@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
 from starlette.testclient import TestClient
 
+from slm_jobs.admission import Admission
 from slm_jobs.errors import StoreUnavailable
-from slm_jobs.schemas import Job, JobError, JobRequest, Output, Usage
+from slm_jobs.schemas import JobError, JobSpec, Output, Usage
 from slm_jobs.store import JobStore
 
 BODY = {"prompt": "Once upon a time", "max_tokens": 20}
@@ -21,9 +23,13 @@ KEYS = [
     "started_at",
     "finished_at",
     "attempt",
+    "priority",
     "seed",
+    "queue",
+    "cancel_requested",
     "outputs",
     "usage",
+    "fingerprint",
     "error",
     "metadata",
 ]
@@ -40,6 +46,7 @@ def test_a_job_is_taken(client: TestClient, store: JobStore) -> None:
     assert (job["started_at"], job["usage"], job["outputs"]) == (None, None, [])
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", job["created_at"])
     assert store.queue_depth("tiny") == 1
+    assert job["queue"] == {"ahead": 0, "estimated_wait_seconds": None}
     assert client.get(response.headers["location"]).json() == job
 
 
@@ -53,10 +60,12 @@ def test_what_was_asked_reaches_the_worker(client: TestClient, store: JobStore) 
         "seed": 7,
         "stop": ["\n"],
     }
-    assert client.post("/jobs", json=body).status_code == 202
+    sent = client.post("/jobs", json=body, headers={"X-Request-Id": "mine"})
+    assert sent.status_code == 202
     work = store.claim_next("small", worker="w1")
     assert work is not None
-    assert work.request == JobRequest.model_validate(body)
+    prompts = body.pop("prompt")
+    assert work.spec == JobSpec.model_validate({**body, "prompts": prompts, "request_id": "mine"})
 
 
 def test_a_job_is_read_through_its_life(client: TestClient, store: JobStore) -> None:
@@ -110,13 +119,13 @@ def test_a_lost_reply_makes_no_second_job(
     create = store.create
     calls = 0
 
-    def lossy(request: JobRequest, *, model: str, job_id: str | None = None) -> Job:
+    def lossy(spec: JobSpec, **options: Any) -> Admission:
         nonlocal calls
         calls += 1
-        job = create(request, model=model, job_id=job_id)
+        admission = create(spec, **options)
         if calls == 1:
             raise StoreUnavailable("the reply was lost")
-        return job
+        return admission
 
     monkeypatch.setattr(store, "create", lossy)
     response = client.post("/jobs", json=BODY)
@@ -126,6 +135,6 @@ def test_a_lost_reply_makes_no_second_job(
 
 
 def test_behind_a_proxy_the_address_has_its_prefix(client: TestClient) -> None:
-    behind = TestClient(client.app, root_path="/slm")
+    behind = TestClient(client.app, root_path="/slm", headers=dict(client.headers))
     response = behind.post("/jobs", json=BODY)
     assert response.headers["location"] == f"/slm/jobs/{response.json()['id']}"

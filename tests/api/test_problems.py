@@ -13,7 +13,10 @@ from starlette.testclient import TestClient
 
 from api.body import MAX_BODY_BYTES
 from api.problems import PROBLEMS
+from slm_jobs.api_keys import KeySettings
+from slm_jobs.schemas import JobError
 from slm_jobs.store import JobStore
+from tests.api.conftest import bearer
 
 JSON = {"Content-Type": "application/json"}
 SURROGATE = b"\\ud800"
@@ -57,24 +60,86 @@ def _redis_down(client: TestClient, _: JobStore, server: fakeredis.FakeServer) -
     return client.get("/jobs/job_1")
 
 
+def _limited(settings: dict[str, object]) -> Produce:
+    def produce(client: TestClient, store: JobStore, _: fakeredis.FakeServer) -> Response:
+        headers = bearer(store.keys.create(KeySettings.model_validate({"name": "x", **settings})))
+        for _ in range(2):
+            response = client.post("/jobs", json={"prompt": "a", "max_tokens": 5}, headers=headers)
+        delete_waiting(store)
+        return response
+
+    return produce
+
+
+def _twice(second: dict[str, object], *, deleted: bool = False) -> Produce:
+    def produce(client: TestClient, store: JobStore, _: fakeredis.FakeServer) -> Response:
+        headers = {"Idempotency-Key": "k"}
+        body = {"prompt": "a", "max_tokens": 5}
+        job = client.post("/jobs", json=body, headers=headers).json()["id"]
+        store.cancel(job)
+        if deleted:
+            store.delete(job)
+        return client.post("/jobs", json={**body, **second}, headers=headers)
+
+    return produce
+
+
+def _full(client: TestClient, store: JobStore, _: fakeredis.FakeServer) -> Response:
+    store._max_waiting = 0
+    return post_json(client)
+
+
+def _not_ended(client: TestClient, store: JobStore, _: fakeredis.FakeServer) -> Response:
+    response = client.delete(f"/jobs/{post_json(client).json()['id']}")
+    delete_waiting(store)
+    return response
+
+
+def delete_waiting(store: JobStore) -> None:
+    while work := store.claim_next("tiny", worker="w1"):
+        store.fail(work, JobError(code="x", message="x"))
+
+
 PRODUCED_BY: dict[str, Produce] = {
     "malformed_json": lambda client, *_: post(client, b"{"),
+    "unauthorised": lambda client, *_: client.get("/jobs", headers={"Authorization": "Bearer x"}),
+    "forbidden": lambda client, *_: post_json(client, priority=1),
     "not_found": lambda client, *_: client.get("/job"),
     "job_not_found": lambda client, *_: client.get("/jobs/job_1"),
+    "key_not_found": lambda client, store, _: client.delete(
+        "/admin/keys/abcdefghij",
+        headers=bearer(store.keys.create(KeySettings(name="boss", admin=True))),
+    ),
     "method_not_allowed": lambda client, *_: client.delete("/jobs"),
+    "job_not_ended": _not_ended,
+    "job_gone": _twice({}, deleted=True),
     "body_too_large": lambda client, *_: post(client, b" " * (MAX_BODY_BYTES + 1)),
     "unsupported_media_type": lambda client, *_: client.post("/jobs", data={"prompt": "a"}),
+    "unknown_host": lambda client, *_: client.get("/jobs", headers={"Host": "evil.example"}),
     "invalid_request": lambda client, *_: post_json(client, temperature=9),
     "unknown_model": lambda client, *_: post_json(client, model="gpt-5"),
+    "unknown_template": lambda client, *_: client.post("/jobs", json={"template": "poem"}),
     "prompt_too_long": lambda client, *_: post_json(client, max_tokens=200),
+    "exceeds_limit": _limited({"tokens_per_minute": 5}),
+    "idempotency_conflict": _twice({"n": 2}),
+    "rate_limited": _limited({"requests_per_minute": 1}),
     "internal_error": _broken,
     "not_ready": lambda client, *_: client.get("/readyz"),
+    "queue_full": _full,
     "store_unavailable": _redis_down,
+}
+# By routes, or with patience, that other tests have.
+ELSEWHERE = {
+    "body_timeout",
+    "unsupported_parameter",
+    "model_not_installed",
+    "generation_failed",
+    "timeout",
 }
 
 
 def test_every_code_is_covered() -> None:
-    assert list(PRODUCED_BY) == list(PROBLEMS)
+    assert set(PRODUCED_BY) == PROBLEMS.keys() - ELSEWHERE
 
 
 @pytest.mark.parametrize("code", PRODUCED_BY)
@@ -113,7 +178,11 @@ def test_malformed_json(client: TestClient, content: bytes, detail: str) -> None
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ({}, {"/prompt": "Field required"}),
+        ({}, {"": "Send either a prompt or a template"}),
+        ({"prompt": "a", "template": "b"}, {"": "Send either a prompt or a template"}),
+        ({"prompt": "a", "variables": {"b": "c"}}, {"": "variables need a template"}),
+        ({"template": "a", "variables": {"b": 1}}, {"/variables/b": "Input should be a valid str"}),
+        ({"prompt": "a", "priority": 10}, {"/priority": "Input should be less than or equal to 9"}),
         ({"prompt": ""}, {"/prompt": "String should have at least 1 character"}),
         ({"prompt": 5}, {"/prompt": "Input should be a valid string or a valid list"}),
         ({"prompt": []}, {"/prompt": "List should have at least 1 item"}),
@@ -229,9 +298,11 @@ def test_a_body_of_exactly_the_largest_size(client: TestClient) -> None:
 
 def test_other_methods(client: TestClient) -> None:
     response = client.delete("/jobs")
-    assert problem(response, "method_not_allowed")["detail"] == "/jobs takes POST, not DELETE."
-    assert response.headers["allow"] == "POST"
-    assert client.post("/jobs/job_1").headers["allow"] == "GET"
+    assert problem(response, "method_not_allowed")["detail"] == (
+        "/jobs takes GET, POST, not DELETE."
+    )
+    assert response.headers["allow"] == "GET, POST"
+    assert client.post("/jobs/job_1").headers["allow"] == "DELETE, GET"
 
 
 @pytest.mark.parametrize("path", ["/jobs/", "/nowhere", "/docs/assets/none.js", "/%0a%ff", "/v1"])

@@ -13,11 +13,13 @@ from pathlib import Path
 import fakeredis
 import pytest
 from starlette.testclient import TestClient
-from starlette.types import Message
+from starlette.types import Message, Scope
 
 import api.app
+import api.body
 from api.app import create_app
 from api.body import MAX_BODY_BYTES
+from slm_jobs.api_keys import NewKey
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from tests.api.conftest import WORKER
@@ -27,8 +29,29 @@ def test_models(client: TestClient, store: JobStore) -> None:
     store.heartbeat(WORKER, [])
     assert client.get("/models").json() == {
         "data": [
-            {"name": "tiny", "context_length": 128, "default": True, "workers": 1},
-            {"name": "small", "context_length": 512, "default": False, "workers": 0},
+            {
+                "name": "tiny",
+                "context_length": 128,
+                "default": True,
+                "kv_cache": True,
+                "trained": True,
+                "templates": {},
+                "workers": 1,
+            },
+            {
+                "name": "small",
+                "context_length": 512,
+                "default": False,
+                "kv_cache": True,
+                "trained": True,
+                "templates": {
+                    "animal": {
+                        "text": "A {animal} named {name}",
+                        "variables": {"animal": "what it is about", "name": "how it is called"},
+                    }
+                },
+                "workers": 0,
+            },
         ]
     }
 
@@ -82,11 +105,28 @@ def test_the_access_log_is_one_line_and_quiet_about_success(
     with caplog.at_level(logging.INFO, "api"):
         client.get("/healthz")
         client.get("/a%0Ab", headers={"X-Request-Id": "seek-me"})
-    (line,) = [r.getMessage() for r in caplog.records if r.name == "api.request_context"]
-    assert re.fullmatch(r"GET /a%0Ab 404 \d+\.\d ms \(request seek-me\)", line)
+    (line,) = [r for r in caplog.records if r.name == "api.request_context"]
+    assert re.fullmatch(r"GET /a%0Ab 404 \d+\.\d ms", line.getMessage())
+    assert vars(line)["request_id"] == "seek-me"
 
 
-def test_a_large_body_is_not_read_to_its_end(settings: Settings, store: JobStore) -> None:
+def scope_of(key: NewKey) -> Scope:
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": "/jobs",
+        "query_string": b"",
+        "headers": [
+            (b"host", b"testserver"),
+            (b"content-type", b"application/json"),
+            (b"authorization", f"Bearer {key.token}".encode()),
+        ],
+    }
+
+
+def test_a_large_body_is_not_read_to_its_end(
+    settings: Settings, store: JobStore, key: NewKey
+) -> None:
     chunk = b" " * 65_536
     read, sent = 0, list[Message]()
 
@@ -98,13 +138,7 @@ def test_a_large_body_is_not_read_to_its_end(settings: Settings, store: JobStore
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/jobs",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
+    scope = scope_of(key)
     asyncio.run(create_app(settings, store)(scope, receive, send))
     assert sent[0]["status"] == 413
     assert read == MAX_BODY_BYTES + len(chunk)
@@ -115,8 +149,25 @@ def test_a_large_body_is_not_read_to_its_end(settings: Settings, store: JobStore
     assert (sent[0]["status"], read) == (413, 0)
 
 
+def test_a_body_that_does_not_come(
+    settings: Settings, store: JobStore, key: NewKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.body, "BODY_SECONDS", 0.05)
+    sent = list[Message]()
+
+    async def receive() -> Message:
+        return await asyncio.Event().wait() and {}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(create_app(settings, store)(scope_of(key), receive, send))
+    assert sent[0]["status"] == 408
+    assert b"body_timeout" in sent[1]["body"]
+
+
 def test_a_client_that_goes_away_is_no_failure(
-    settings: Settings, store: JobStore, caplog: pytest.LogCaptureFixture
+    settings: Settings, store: JobStore, key: NewKey, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
@@ -124,13 +175,7 @@ def test_a_client_that_goes_away_is_no_failure(
     async def send(message: Message) -> None:
         raise AssertionError(message)
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/jobs",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
+    scope = scope_of(key)
     with caplog.at_level(logging.INFO):
         asyncio.run(create_app(settings, store)(scope, receive, send))
     assert " 499 " in caplog.text

@@ -1,0 +1,123 @@
+"""Where every route that takes, watches or ends jobs works: the store, and what it needs around it.
+
+Knows no route. Methods are safe for threads; those that block say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from api import admission
+from api.follow import JobEvent, follow
+from slm_core.tokenizer import Tokenizer
+from slm_jobs.admission import Admission, Idempotency
+from slm_jobs.api_keys import KeyProof
+from slm_jobs.errors import StoreUnavailable
+from slm_jobs.events import JobEvents
+from slm_jobs.manifest import Manifest
+from slm_jobs.schemas import GenerationParams, Job, JobRequest, JobSpec
+from slm_jobs.settings import Settings
+from slm_jobs.store import JobStore, new_job_id
+
+_PARAMS = set(GenerationParams.model_fields)
+
+
+class Desk:
+    def __init__(
+        self, settings: Settings, manifest: Manifest, store: JobStore, events: JobEvents
+    ) -> None:
+        self.settings = settings
+        self.manifest = manifest
+        self.store = store
+        self._events = events
+        self._tokenizer = Tokenizer()
+
+    def count_tokens(self, prompt: str | list[int]) -> int:
+        return len(self._tokenizer.encode(prompt)) if isinstance(prompt, str) else len(prompt)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+    def submit(
+        self,
+        request: JobRequest,
+        caller: KeyProof,
+        *,
+        request_id: str,
+        idempotency: Idempotency | None = None,
+        prompts: Sequence[str | list[int]] | None = None,
+    ) -> Admission:
+        """Checks a request, and queues it if its key's limits allow it. Blocks.
+
+        `prompts`, texts or token ids, stand for the request's own. Raises Problem, a kind of
+        Refused, and StoreUnavailable; then nothing was taken or charged.
+        """
+        model = admission.resolve(request.model, self.manifest)
+        texts = list(prompts) if prompts is not None else admission.prompts_of(request, model)
+        lengths = [self.count_tokens(text) for text in texts]
+        admission.check_length(request, model, lengths)
+        spec = JobSpec(
+            **request.model_dump(include=_PARAMS),
+            model=model.name,
+            prompts=texts,
+            priority=request.priority,
+            stream=request.stream,
+            metadata=request.metadata,
+            request_id=request_id,
+        )
+        tokens = sum(lengths) + len(texts) * request.n * request.max_tokens
+        job_id = new_job_id()
+
+        def create() -> Admission:
+            return self.store.create(
+                spec, job_id=job_id, owner=caller, tokens=tokens, idempotency=idempotency
+            )
+
+        try:
+            return create()
+        except StoreUnavailable:  # it may have been taken; the id makes asking again safe
+            return create()
+
+    def cancel(self, job_id: str) -> Job:
+        """Blocks. Raises JobNotFound."""
+        return self.store.cancel(job_id)
+
+    def follow(self, job_id: str, after: str | None = None) -> AsyncIterator[JobEvent]:
+        """See `follow.follow`."""
+        return follow(self.store, self._events, job_id, after)
+
+    async def ended(self, job_id: str, seconds: float, http: Request) -> Job:
+        """The job as soon as it has ended, or as it stands after `seconds`.
+
+        Raises ClientDisconnect when the client goes away, JobNotFound and StoreUnavailable.
+        """
+        until = time.monotonic() + seconds
+        gone = asyncio.create_task(_disconnected(http))
+        try:
+            async with self._events.watch(job_id) as watch:
+                while True:
+                    job = await run_in_threadpool(self.store.get, job_id)
+                    left = until - time.monotonic()
+                    if job.status.is_terminal or left <= 0:
+                        return job
+                    changed = asyncio.create_task(watch.wait(left))
+                    await asyncio.wait((changed, gone), return_when=asyncio.FIRST_COMPLETED)
+                    if gone.done():
+                        changed.cancel()
+                        raise ClientDisconnect
+        finally:
+            gone.cancel()
+
+
+async def _disconnected(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
