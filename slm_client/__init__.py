@@ -2,7 +2,7 @@
 
 from slm_client import Client
 
-with Client("http://127.0.0.1:8000") as client:
+with Client("http://127.0.0.1:8000", api_key="slm_…") as client:  # by default SLM_API_KEY
     print(client.generate("Once upon a time", max_tokens=100).text)
 """
 
@@ -17,24 +17,33 @@ from slm_client.errors import (
     SlmClientError,
     StartError,
 )
-from slm_client.job import Failure, Job, Output, Params, Usage
+from slm_client.job import Failure, Job, Output, Params, QueuePosition, Usage
+from slm_client.keys import KeySettings
 from slm_client.rows import Row
+from slm_client.stream import DoneEvent, RestartEvent, StatusEvent, StreamEvent, TokenEvent
 
 __all__ = [
     "DEFAULT_URL",
     "ApiError",
     "BadInput",
     "Client",
+    "DoneEvent",
     "Failure",
     "Job",
     "JobFailed",
     "JobTimeout",
+    "KeySettings",
     "Output",
     "Params",
+    "QueuePosition",
+    "RestartEvent",
     "Row",
     "RowResult",
     "ServiceUnreachable",
     "SlmClientError",
     "StartError",
+    "StatusEvent",
+    "StreamEvent",
+    "TokenEvent",
     "Usage",
 ]

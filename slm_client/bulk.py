@@ -1,9 +1,9 @@
 """Many rows through a bounded window of jobs. Knows no files, no screen.
 
-Polling must stay cheap: api, Redis and the engine may share the cores with us. Jobs start in the
-order in which they were submitted, so a round asks about the running ones, least recently asked
-first, then about the waiting ones only up to the first that still waits. An answer "not yet" costs
-a pause; a round without any ended job costs a growing one.
+Asking must stay cheap: api, Redis and the engine may share the cores with us. Jobs start in the
+order in which they were submitted, so we wait for the oldest, which the service answers as soon as
+it ends; by then the next ones have often ended too. Where it takes long, the others are looked at,
+up to the first that still waits for a worker, so that a slow or lost job holds up nobody.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from slm_client.rows import Row
 if TYPE_CHECKING:
     from slm_client.client import Client
 
-_NOT_YET_PAUSE = 0.05  # seconds: at most 20 fruitless requests a second
-_ROUND_PAUSES = (0.05, 0.5)  # seconds: the first pause after a fruitless round, and the longest
+_WAITS = (1, 2, 4, 8)  # seconds to wait for the oldest; longer while nothing ends
+_PAUSE = 0.05  # seconds, where a service does not wait as it was asked
 _ABORTING = (401, 403, 429, 503)  # about the service or the caller, not about one row
 
 
@@ -72,15 +72,14 @@ def run(
                 yield RowResult(row, None, _row_failure(error))
         if not len(flight):
             return
-        yield flight.next_ended()
+        yield from flight.next_ended()
 
 
 def _submit(client: Client, index: int, row: Row, params: Params) -> Job:
     body: dict[str, Any] = {"prompt": row.prompt, **params}
     if (seed := params.get("seed")) is not None:
         body["seed"] = seed + index  # else the same prompt twice is the same story twice
-    # A doubled row costs one generation; a lost one would cost the whole run.
-    return client.submit_body(body, at_least_once=True)
+    return client.submit_body(body)
 
 
 def _row_failure(error: ApiError) -> Failure:
@@ -91,56 +90,59 @@ def _row_failure(error: ApiError) -> Failure:
 
 
 class _Flight:
-    """Jobs that have not been seen to end."""
+    """Jobs that have not been seen to end, the oldest first."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._queued: deque[tuple[Row, str]] = deque()  # row and job id, oldest first
-        self._running: deque[tuple[Row, str]] = deque()  # least recently asked first
-        self._unasked = 0  # running ones still to ask in this round
-        self._head_waits = False  # the oldest queued one was asked in this round
-        self._round_pause = _ROUND_PAUSES[0]
+        self._jobs: deque[tuple[Row, str]] = deque()  # row and job id
+        self._fruitless = 0  # rounds in a row
 
     def __len__(self) -> int:
-        return len(self._queued) + len(self._running)
+        return len(self._jobs)
 
     def add(self, row: Row, job: Job) -> None:
-        self._queued.append((row, job.id))
+        self._jobs.append((row, job.id))
 
-    def next_ended(self) -> RowResult:
+    def next_ended(self) -> list[RowResult]:
         """Waits for any job to end."""
         while True:
-            if self._unasked:
-                self._unasked -= 1
-                row, job_id = self._running.popleft()
-            elif self._queued and not self._head_waits:
-                row, job_id = self._queued.popleft()
+            began, wait = time.monotonic(), _WAITS[min(self._fruitless, len(_WAITS) - 1)]
+            if ended := self._ask_oldest(wait) or self._ask_others():
+                self._fruitless = 0
+                return ended
+            self._fruitless += 1
+            if time.monotonic() - began < wait:  # the service did not wait
+                time.sleep(_PAUSE)
+
+    def _ask_oldest(self, wait: int) -> list[RowResult]:
+        _, result = self._ask(*self._jobs[0], wait)
+        if result is None:
+            return []
+        self._jobs.popleft()
+        return [result]
+
+    def _ask_others(self) -> list[RowResult]:
+        """Those that have ended, up to the first that has never run."""
+        ended: list[RowResult] = []
+        going_on: list[tuple[Row, str]] = []
+        never_ran = False
+        while self._jobs and not never_ran:
+            row, job_id = self._jobs.popleft()
+            job, result = self._ask(row, job_id)
+            if result:
+                ended.append(result)
             else:
-                self._next_round()
-                continue
-            if result := self._ask(row, job_id):
-                self._round_pause = _ROUND_PAUSES[0]
-                return result
-            time.sleep(_NOT_YET_PAUSE)
+                going_on.append((row, job_id))
+                never_ran = job is not None and job.status == "queued" and job.attempt == 0
+        self._jobs.extendleft(reversed(going_on))
+        return ended
 
-    def _ask(self, row: Row, job_id: str) -> RowResult | None:
+    def _ask(self, row: Row, job_id: str, wait: int = 0) -> tuple[Job | None, RowResult | None]:
+        """The job, if there is one, and the row's result, if it has one."""
         try:
-            job = self._client.get(job_id)
+            job = self._client.get(job_id, wait=wait)
         except ApiError as error:
-            return RowResult(row, None, _row_failure(error))
-        if job.succeeded:
-            return RowResult(row, job, None)
-        if job.ended:
-            return RowResult(row, job, job.failure)
-        if job.status == "queued":
-            self._queued.appendleft((row, job_id))
-            self._head_waits = True
-        else:
-            self._running.append((row, job_id))
-        return None
-
-    def _next_round(self) -> None:
-        time.sleep(self._round_pause)
-        self._round_pause = min(self._round_pause * 1.5, _ROUND_PAUSES[1])
-        self._unasked = len(self._running)
-        self._head_waits = False
+            return None, RowResult(row, None, _row_failure(error))
+        if not job.ended:
+            return job, None
+        return job, RowResult(row, job, None if job.succeeded else job.failure)

@@ -20,13 +20,15 @@ _TAIL_BYTES = 8192
 @dataclass(frozen=True)
 class Part:
     """How to run a process. `env` is added to ours; `grace` is the seconds from SIGTERM to SIGKILL;
-    what comes after it in the order of starting waits for `ready`."""
+    what comes after it in the order of starting waits for `ready`, or, if it runs just `once`, for
+    its successful end."""
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     grace: float = 10.0
     ready: Callable[[], bool] | None = None
+    once: bool = False
     pass_fds: Sequence[int] = ()
 
 
@@ -68,11 +70,14 @@ class Child:
         self._started_at = time.monotonic()
 
     def is_ready(self) -> bool:
+        if self.part.once:
+            return self._process is not None and self._process.poll() == 0
         return self.part.ready is None or self.part.ready()
 
     def died(self) -> bool:
-        """Whether it was started and does not live."""
-        return self._process is not None and self._process.poll() is not None
+        """Whether it was started and does not live, though it should."""
+        code = self._process.poll() if self._process else None
+        return code is not None and not (self.part.once and code == 0)
 
     def count_death(self, settled: float) -> int:
         """How often it has died in a row without living for `settled` seconds in between."""

@@ -11,6 +11,9 @@ from typer.core import TyperGroup
 from slm_client.commands.bulk import bulk
 from slm_client.commands.demo import demo
 from slm_client.commands.generate import generate
+from slm_client.commands.jobs import jobs, queue
+from slm_client.commands.keys import keys
+from slm_client.commands.models import models
 from slm_client.commands.options import screen
 from slm_client.commands.up import up
 from slm_client.errors import SlmClientError
@@ -38,8 +41,10 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, bulk, up, demo):
+for command in (generate, bulk, up, demo, queue):
     app.command()(command)
+for name, group in (("jobs", jobs), ("models", models), ("keys", keys)):
+    app.add_typer(group, name=name)
 
 
 def _print_version(wanted: bool) -> None:
@@ -60,7 +65,8 @@ def slm(
     """Text generation with a small language model, as a service.
 
     Start it with `slm up`, or see everything at once with `slm demo`. SLM_URL says where the
-    service is, if not at http://127.0.0.1:8000.
+    service is, if not at http://127.0.0.1:8000, and SLM_API_KEY is your key for it; with a service
+    of this machine, the key that `slm up` keeps in ./.slm is found without.
 
     Examples:
 
@@ -69,4 +75,7 @@ def slm(
       slm up
       slm generate "Once upon a time"
       slm bulk prompts.txt -o stories.jsonl
+      slm jobs list
+      slm keys create story-backend
+      slm models add gpt2 --from gpt2
     """

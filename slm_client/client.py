@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
+from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 
-from slm_client import bulk
-from slm_client.errors import ApiError, JobFailed, JobTimeout, ServiceUnreachable
+from slm_client import bulk, stream
+from slm_client.errors import JobFailed, JobTimeout
 from slm_client.job import Job, Params
+from slm_client.keys import Keys
 from slm_client.rows import Row
+from slm_client.transport import Connection, growing
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-# The request did not leave this machine, so even a POST may be sent again.
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_NOT_ACCEPTED = (429, 503)  # by their meaning: nothing was done, come back later
-_GATEWAY = (502, 504)  # a proxy that found no service; whether it acted is unknown
-
-T = TypeVar("T")
+_LONGEST_WAIT = 30  # seconds that one request waits for a job; proxies often cut at 60
+_PAGE = 100  # jobs
 
 
 class Client:
     """Talks to one service. Use it as a context manager, or call `close()`.
 
-    `timeout` is the seconds that one HTTP request may take. While the service is away (connection
-    refused or reset, 429, 503), a call tries again for up to `retry_for` seconds. A `POST` whose
-    answer was lost is not sent again, since it may have made a job.
+    `api_key`: by default SLM_API_KEY of the environment; "" sends none. `timeout` is the seconds
+    that one HTTP request may take, besides those that it asks the service to wait. While the
+    service is away (connection refused or reset, 429, 503), a call tries again for up to
+    `retry_for` seconds. A repeated `POST /jobs` makes no second job: each submission carries an
+    `Idempotency-Key`.
 
     Every call may raise ServiceUnreachable and ApiError.
     """
@@ -37,58 +40,94 @@ class Client:
     def __init__(
         self,
         base_url: str = DEFAULT_URL,
+        api_key: str | None = None,
         *,
         timeout: float = 30.0,
         retry_for: float = 10.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ServiceUnreachable(f"{base_url!r} is no address: it needs http:// in front")
-        self.base_url = base_url.rstrip("/")
-        self.retry_for = retry_for
-        try:
-            # trust_env: a proxy from the environment has no business between us and loopback.
-            self._http = httpx.Client(
-                base_url=self.base_url, timeout=timeout, trust_env=False, transport=transport
-            )
-        except httpx.InvalidURL as error:
-            raise ServiceUnreachable(f"{base_url!r} is no address: {error}") from None
+        given = os.environ.get("SLM_API_KEY") if api_key is None else api_key
+        key = (given or "").strip() or None
+        self._connection = Connection(base_url, key, timeout, retry_for, transport)
+        self.base_url = self._connection.base_url
+        self.keys = Keys(self._connection)
 
-    def submit(self, prompt: str | list[str], **params: Unpack[Params]) -> Job:
+    def submit(self, prompt: str | list[str] | None = None, **params: Unpack[Params]) -> Job:
         """Queues a job and returns it as it stands: `queued`."""
-        return self.submit_body({"prompt": prompt, **params})
+        return self.submit_body(_body(prompt, params))
 
-    def submit_body(self, body: dict[str, Any], *, at_least_once: bool = False) -> Job:
-        """`POST /jobs`. `at_least_once`: sent again if the answer was lost; perhaps two jobs."""
-        return self._call("POST", "/jobs", Job.from_json, body=body, repeatable=at_least_once)
+    def submit_body(self, body: dict[str, Any], *, wait: float = 0.0) -> Job:
+        """`POST /jobs`. Returns the job, ended if that happens within `wait` seconds (at most 30,
+        cut to whole ones)."""
+        seconds = _whole(wait)
+        headers = {"Idempotency-Key": str(uuid4())}
+        if seconds:
+            headers["Prefer"] = f"wait={seconds}"
+        return self._connection.call(
+            "POST", "/jobs", Job.from_json, body=body, headers=headers, wait=seconds
+        )
 
-    def get(self, job_id: str) -> Job:
-        return self._call("GET", f"/jobs/{job_id}", Job.from_json)
+    def get(self, job_id: str, *, wait: float = 0.0) -> Job:
+        """The job as it stands, or as soon as it has ended within `wait` seconds (at most 30, cut
+        to whole ones)."""
+        seconds = _whole(wait)
+        query = {"wait": str(seconds)} if seconds else None
+        return self._connection.call("GET", _path(job_id), Job.from_json, query=query, wait=seconds)
 
     def wait(self, job_id: str, timeout: float = 300.0) -> Job:
         """The job once it has ended in any way. Raises JobTimeout after `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        for pause in growing(0.02, 1.0):
-            job = self.get(job_id)
-            if job.ended:
-                return job
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise JobTimeout(f"{job_id} is still {job.status} after {timeout:g} s")
-            time.sleep(min(pause, left))
-        raise AssertionError("growing() does not end")
+        return self._ended(job_id, time.monotonic() + timeout, timeout)
 
     def generate(
-        self, prompt: str | list[str], *, wait_for: float = 300.0, **params: Unpack[Params]
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        wait_for: float = 300.0,
+        **params: Unpack[Params],
     ) -> Job:
         """Submits, waits up to `wait_for` seconds, and returns the succeeded job.
 
         Raises JobFailed if it ended otherwise, and JobTimeout.
         """
-        job = self.wait(self.submit(prompt, **params).id, wait_for)
+        deadline = time.monotonic() + wait_for
+        job = self.submit_body(_body(prompt, params), wait=wait_for)
+        if not job.ended:
+            job = self._ended(job.id, deadline, wait_for)
         if not job.succeeded:
             raise JobFailed(job)
         return job
+
+    def stream(self, job_id: str) -> Iterator[stream.StreamEvent]:
+        """What becomes of the job: StatusEvent, TokenEvent and RestartEvent, and at last DoneEvent.
+
+        Tokens come while the job runs if it was submitted with `stream=True`. A connection that
+        breaks is made anew and goes on where it was. Begins with all of the text so far.
+        """
+        return stream.events(self._connection, f"{_path(job_id)}/stream")
+
+    def cancel(self, job_id: str) -> Job:
+        """Asks for the job's end; a running one ends at its next step and keeps its text so far.
+
+        Returns the job as it stands. Does nothing to a job that has ended.
+        """
+        return self._connection.call("POST", f"{_path(job_id)}/cancel", Job.from_json)
+
+    def delete(self, job_id: str) -> None:
+        """Forgets an ended job and its texts. Raises ApiError `job_not_ended` for another."""
+        self._connection.call("DELETE", _path(job_id), lambda _: None)
+
+    def jobs(self, *, status: str | None = None, limit: int | None = None) -> Iterator[Job]:
+        """Your jobs, the newest first, at most `limit`; those of one `status`, if it is given."""
+        query = {"status": status} if status else {}
+        left = limit
+        while left is None or left > 0:
+            query["limit"] = str(_PAGE if left is None else min(left, _PAGE))
+            jobs, cursor = self._connection.call("GET", "/jobs", _read_page, query=query)
+            yield from jobs
+            left = None if left is None else left - len(jobs)
+            if cursor is None:
+                return
+            query["cursor"] = cursor
 
     def bulk(
         self, rows: Iterable[Row | str], *, window: int = 256, **params: Unpack[Params]
@@ -101,22 +140,42 @@ class Client:
         return bulk.run(self, rows, window, params)
 
     def models(self) -> list[dict[str, Any]]:
-        """What can be asked for: `name`, `context_length`, `default`, `workers`."""
+        """What can be asked for: `name`, `context_length`, `default`, `workers`, …"""
 
         def read(document: Any) -> list[dict[str, Any]]:
             return [{"name": model["name"], **model} for model in document["data"]]
 
-        return self._call("GET", "/models", read)
+        return self._connection.call("GET", "/models", read)
+
+    def queue(self) -> list[dict[str, Any]]:
+        """How busy each model is: `waiting`, `running`, `estimated_wait_seconds`, …"""
+
+        def read(document: Any) -> list[dict[str, Any]]:
+            return [{"model": entry["model"], **entry} for entry in document["data"]]
+
+        return self._connection.call("GET", "/queue", read)
 
     def ready(self) -> bool:
         """Whether the service can take and run a job now. Never retries, never raises."""
-        try:
-            return self._http.get("/readyz", timeout=2.0).status_code == 200
-        except httpx.HTTPError:
-            return False
+        return self._connection.succeeds("/readyz", timeout=2.0)
+
+    def _ended(self, job_id: str, deadline: float, timeout: float) -> Job:
+        """Raises JobTimeout at `deadline`, which came `timeout` seconds after somebody asked."""
+        for pause in growing(0.05, 1.0):
+            began = time.monotonic()
+            asked = _whole(deadline - began)
+            job = self.get(job_id, wait=asked)
+            if job.ended:
+                return job
+            now = time.monotonic()
+            if now >= deadline:
+                raise JobTimeout(f"{job_id} is still {job.status} after {timeout:g} s")
+            if now - began < asked or not asked:  # the service did not wait
+                time.sleep(min(pause, deadline - now))
+        raise AssertionError("growing() does not end")
 
     def close(self) -> None:
-        self._http.close()
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -129,72 +188,19 @@ class Client:
     ) -> None:
         self.close()
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        read: Callable[[Any], T],
-        *,
-        body: dict[str, Any] | None = None,
-        repeatable: bool = True,
-    ) -> T:
-        """One request, tried again while that is safe and in time; its answer through `read`."""
-        deadline = time.monotonic() + self.retry_for
-        for pause in growing(0.05, 2.0):
-            problem: ApiError | ServiceUnreachable
-            try:
-                response = self._http.request(method, path, json=body)
-            except httpx.TransportError as error:
-                problem = self._unreachable(error)
-                if not (repeatable or isinstance(error, _NEVER_SENT)):
-                    raise problem from error
-            else:
-                if response.is_success:
-                    return self._read(response, read)
-                problem = self._api_error(response)
-                status = response.status_code
-                if status not in _NOT_ACCEPTED and not (repeatable and status in _GATEWAY):
-                    raise problem
-                pause = max(pause, _retry_after(response))
-            if time.monotonic() + pause > deadline:
-                raise problem
-            time.sleep(pause)
-        raise AssertionError("growing() does not end")
 
-    def _unreachable(self, error: httpx.TransportError) -> ServiceUnreachable:
-        if isinstance(error, _NEVER_SENT):
-            return ServiceUnreachable(f"nothing answers at {self.base_url}; is `slm up` running?")
-        reason = str(error) or type(error).__name__
-        return ServiceUnreachable(f"{self.base_url} broke off before it answered: {reason}")
-
-    def _read(self, response: httpx.Response, read: Callable[[Any], T]) -> T:
-        try:
-            return read(response.json())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise self._api_error(response) from None
-
-    def _api_error(self, response: httpx.Response) -> ApiError:
-        try:
-            problem = response.json()
-        except ValueError:
-            problem = None
-        if response.is_success or not isinstance(problem, dict) or "title" not in problem:
-            problem = {
-                "title": f"unexpected answer from {response.url}; is that our service?",
-                "code": "unexpected_answer",
-            }
-        return ApiError(response.status_code, problem)
+def _body(prompt: str | list[str] | None, params: Params) -> dict[str, Any]:
+    return {**({} if prompt is None else {"prompt": prompt}), **params}
 
 
-def growing(first: float, most: float) -> Iterator[float]:
-    """Pauses in seconds, each half as long again as the last."""
-    pause = first
-    while True:
-        yield pause
-        pause = min(pause * 1.5, most)
+def _path(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"
 
 
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds; 0 if there is none, or it is a date."""
-    value = response.headers.get("retry-after", "")
-    return float(value) if value.isdecimal() else 0.0
+def _whole(seconds: float) -> int:
+    """What may be asked of the service."""
+    return max(0, min(_LONGEST_WAIT, int(seconds)))
+
+
+def _read_page(page: Any) -> tuple[list[Job], str | None]:
+    return [Job.from_json(job) for job in page["data"]], page["next_cursor"]

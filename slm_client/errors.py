@@ -22,13 +22,25 @@ class SlmClientError(Exception):
 
 
 class ApiError(SlmClientError):
-    """`status` of HTTP, the stable error `code`, and the whole RFC 9457 `problem` document."""
+    """`status` of HTTP, the stable error `code`, and the whole RFC 9457 `problem` document.
 
-    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+    `advice` is what a person may do about it. `retry_after` is the seconds that the service asks
+    us to stay away.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        problem: dict[str, Any],
+        advice: str = "",
+        retry_after: float = 0.0,
+    ) -> None:
         self.status = status
         self.problem = problem
         self.code = str(problem.get("code", "unknown"))
-        super().__init__(f"{status} {self.code}: {problem.get('detail') or problem.get('title')}")
+        self.retry_after = retry_after
+        said = f"{status} {self.code}: {problem.get('detail') or problem.get('title')}"
+        super().__init__(f"{said.rstrip('.')}. {advice}" if advice else said)
 
 
 class ServiceUnreachable(SlmClientError):

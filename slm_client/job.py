@@ -9,8 +9,13 @@ from typing import Any, TypedDict
 
 
 class Params(TypedDict, total=False):
-    """The fields of `POST /jobs` besides `prompt`. What is left out takes the service's default."""
+    """The fields of `POST /jobs` besides `prompt`. What is left out takes the service's default.
 
+    `template` and its `variables` take the place of a prompt.
+    """
+
+    template: str
+    variables: dict[str, str]
     model: str | None
     max_tokens: int
     temperature: float
@@ -20,6 +25,8 @@ class Params(TypedDict, total=False):
     stop: list[str]
     ignore_eos: bool
     n: int
+    priority: int
+    stream: bool
     metadata: dict[str, str]
 
 
@@ -50,6 +57,14 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuePosition:
+    """How many jobs start before a queued one, and when, if the service can tell."""
+
+    ahead: int
+    estimated_wait_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """Times are UTC. `raw` is the whole document, with what this version does not know."""
 
@@ -57,9 +72,12 @@ class Job:
     status: str
     model: str
     seed: int | None
+    priority: int
+    queue: QueuePosition | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    attempt: int
     outputs: tuple[Output, ...]
     usage: Usage | None
     error: Failure | None
@@ -87,15 +105,18 @@ class Job:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Job:
         """Raises KeyError, TypeError or ValueError if `document` is no job."""
-        usage, error = document.get("usage"), document.get("error")
+        usage, error, queue = (document.get(name) for name in ("usage", "error", "queue"))
         return cls(
             id=document["id"],
             status=document["status"],
             model=document["model"],
             seed=document.get("seed"),
+            priority=document.get("priority", 0),
+            queue=queue and QueuePosition(queue["ahead"], queue["estimated_wait_seconds"]),
             created_at=datetime.fromisoformat(document["created_at"]),
             started_at=_time(document.get("started_at")),
             finished_at=_time(document.get("finished_at")),
+            attempt=document.get("attempt", 0),
             outputs=tuple(
                 Output(output["index"], output["text"], output["finish_reason"])
                 for output in document.get("outputs") or ()

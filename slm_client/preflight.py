@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import json
 import os
-import re
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from slm_client.errors import BadInput, StartError
+from slm_client.errors import StartError
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_ALWAYS_ALLOWED = ("localhost", "127.0.0.1", "[::1]")  # the api's own default
+_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104
 
 
 class Lock:
@@ -43,8 +43,25 @@ class Lock:
         os.close(self.fd)
 
 
-def is_loopback(host: str) -> bool:
-    return host in _LOOPBACK
+def allowed_hosts(host: str) -> str:
+    """SLM_ALLOWED_HOSTS for an api that listens on `host`: by these names it may be called."""
+    names = [host] if host not in _WILDCARDS else _own_names()
+    more = [f"[{name}]" if ":" in name else name for name in names]
+    return ",".join(dict.fromkeys([*_ALWAYS_ALLOWED, *more]))
+
+
+def _own_names() -> list[str]:
+    """This machine's name and addresses, as far as it knows them."""
+    name = socket.gethostname().lower()
+    addresses = []
+    with contextlib.suppress(OSError):
+        addresses = [str(info[4][0]) for info in socket.getaddrinfo(name, None)]
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        # Connecting a datagram socket sends nothing, but chooses the address to send from.
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((elsewhere, 9))
+            addresses.append(sock.getsockname()[0])
+    return [name, *(address.partition("%")[0] for address in addresses)]
 
 
 def local_url(host: str, port: int) -> str:
@@ -111,29 +128,3 @@ def without_password(url: str) -> str:
     """For the screen: scheme, host, port and database only."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def write_manifest(model: Path, data_dir: Path) -> Path:
-    """Writes a `models.toml` that names one checkpoint folder after itself, and returns its path.
-
-    Raises BadInput if the folder holds no checkpoint.
-    """
-    checkpoint = model.resolve()
-    if not checkpoint.is_dir():
-        raise BadInput(f"--model {model} is not a folder.")
-    for name in ("config.json", "model.safetensors"):
-        if not (checkpoint / name).is_file():
-            raise BadInput(f"--model {model} is not a checkpoint: it has no {name}.")
-    manifest = data_dir / "models.toml"
-    # A JSON string is a TOML basic string; unescaped, so that no surrogate pairs appear.
-    path = json.dumps(str(checkpoint), ensure_ascii=False)
-    manifest.write_text(
-        f'["{model_name(checkpoint.name)}"]\ncheckpoint = {path}\nprecision = "auto"\n', "utf-8"
-    )
-    return manifest
-
-
-def model_name(folder: str) -> str:
-    """A name that the service accepts: 1 to 64 of a-z, 0-9, '.', '_', '-', the first no sign."""
-    name = re.sub(r"[^a-z0-9._-]+", "-", folder.lower()).strip("-._")
-    return name[:64] or "model"

@@ -1,11 +1,12 @@
-"""The whole service on one machine: Redis, the api, workers. Knows how each is started and which
-environment variables configure it, and nothing of what they do.
+"""The whole service on one machine: Redis, an API key, the api, workers. Knows how each is started
+and which environment variables configure it, and nothing of what they do.
 
 <data-dir>/
 ├── lock         held while it runs; also by Redis, so that no second one opens the same files
 ├── redis/       jobs (append-only file)
 ├── scratch/     the same for a stack with `keep_data=False`; emptied at each start
-├── models.toml  made from `model`
+├── api_key      of an admin; made at the first start, and known to nobody else
+├── …            models, see `manifests.py`
 └── logs/        <part>.log of this run, <part>.log.1 of the run before
 """
 
@@ -13,29 +14,31 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from slm_client import preflight
+from slm_client import manifests, preflight
 from slm_client.child import Part
 from slm_client.client import Client
+from slm_client.credentials import key_file, read_key
+from slm_client.errors import StartError
 from slm_client.redis_server import RedisServer, answers, free_port
+from slm_client.siblings import ROOT, module
 from slm_client.supervisor import Supervisor
 
 _API_SHUTDOWN_SECONDS = 5  # for open connections; then uvicorn closes them
 _DEFAULT_DRAIN_SECONDS = 20.0  # of the worker, unless SLM_DRAIN_SECONDS says otherwise
 _AFTER_DRAIN_SECONDS = 10.0  # to hand jobs back and to leave
-_OUR_ROOT = Path(__file__).resolve().parent.parent  # where `api` and `worker` are
 
 
 @dataclass(frozen=True)
 class StackOptions:
     """`port` 0: any free one. `redis_url` None: a Redis of our own. `model`: a checkpoint folder;
-    None: the shipped one. `slots`: sequences that a worker decodes at once."""
+    None: the shipped models and those of the data folder. `slots`: sequences that a worker decodes
+    at once."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -55,6 +58,7 @@ class Plan:
     url: str
     redis_url: str
     redis_dir: Path | None  # None: somebody else's Redis
+    key_file: Path
     log_dir: Path
     threads: str  # of each worker
     env: dict[str, str]
@@ -97,16 +101,23 @@ class Stack:
     def url(self) -> str:
         return self.plan.url
 
+    @property
+    def api_key(self) -> str:
+        """An admin's. Raises StartError if it is gone, and BadInput if it cannot be read."""
+        if key := read_key(self.plan.options.data_dir):
+            return key
+        raise StartError(f"the API key in {self.plan.key_file} is gone; start again for a new one.")
+
     def start(self) -> None:
         """Returns when a job can be served. Raises StartError or BadInput; nothing runs then."""
         try:
             self._lock = preflight.Lock(self._options.data_dir)
             self._plan = make_plan(self._options, self._lock.fd)
-            self._client = Client(self._plan.url)
+            self._client = Client(self._plan.url, api_key="")  # to ask whether it is ready
             self._supervisor = Supervisor(
                 self._parts(self._plan),
                 log_dir=self._plan.log_dir,
-                cwd=_OUR_ROOT,  # so that `-m` and `-A` find our packages, not the caller's
+                cwd=ROOT,
                 ready=self._client.ready,
                 on_event=self._on_event,
             )
@@ -189,14 +200,17 @@ def make_plan(options: StackOptions, lock_fd: int) -> Plan:
     if not options.keep_data:
         env["SLM_DRAIN_SECONDS"] = "0"  # nobody will come back for the jobs
     if options.model:
-        env["SLM_MODELS_FILE"] = str(preflight.write_manifest(options.model, data_dir))
-    elif given := os.environ.get("SLM_MODELS_FILE"):
-        env["SLM_MODELS_FILE"] = str(Path(given).resolve())  # children run in another folder
+        env["SLM_MODELS_FILE"] = str(manifests.write_only(options.model, data_dir))
+    elif models := manifests.models_file(data_dir):
+        env["SLM_MODELS_FILE"] = models
+    if not os.environ.get("SLM_ALLOWED_HOSTS"):
+        env["SLM_ALLOWED_HOSTS"] = preflight.allowed_hosts(options.host)
     return Plan(
         options=options,
         url=preflight.local_url(options.host, options.port),
         redis_url=redis_url,
         redis_dir=redis_dir,
+        key_file=key_file(data_dir),
         log_dir=log_dir,
         threads=threads,
         env=env,
@@ -205,20 +219,27 @@ def make_plan(options: StackOptions, lock_fd: int) -> Plan:
 
 
 def service_parts(plan: Plan) -> list[list[Part]]:
-    """Redis, then the api, then the workers."""
+    """Redis, then the key, then the api, then the workers."""
     options = plan.options
+    key = Part(
+        "api-key",
+        module("slm_jobs.bootstrap_key", "--file", str(plan.key_file)),
+        plan.env,
+        once=True,
+    )
     api = Part(
         "api",
         # No access log: people poll, and it would drown everything else.
-        _python(
-            f"-m uvicorn api.app:app --host {options.host} --port {options.port} --no-access-log "
-            f"--timeout-graceful-shutdown {_API_SHUTDOWN_SECONDS}"
+        module(
+            "uvicorn",
+            *f"api.app:app --host {options.host} --port {options.port} --no-access-log "
+            f"--timeout-graceful-shutdown {_API_SHUTDOWN_SECONDS}".split(),
         ),
         plan.env,
         grace=2.0 * _API_SHUTDOWN_SECONDS,
     )
     workers = [_worker(plan, number) for number in range(1, options.workers + 1)]
-    return [*_redis(plan), [api], workers]
+    return [*_redis(plan), [key], [api], workers]
 
 
 def _redis(plan: Plan) -> Sequence[list[Part]]:
@@ -233,10 +254,11 @@ def _redis(plan: Plan) -> Sequence[list[Part]]:
 def _worker(plan: Plan, number: int) -> Part:
     return Part(
         f"worker-{number}",
-        _python(
+        module(
+            "celery",
             # The port tells stacks apart that share a Redis on one machine.
-            f"-m celery -A worker.app worker --hostname slm-{plan.options.port}-{number}@%h "
-            "--without-gossip --without-mingle"
+            *f"-A worker.app worker --hostname slm-{plan.options.port}-{number}@%h "
+            "--without-gossip --without-mingle".split(),
         ),
         plan.env,
         grace=_drain_seconds(plan) + _AFTER_DRAIN_SECONDS,
@@ -249,10 +271,6 @@ def _drain_seconds(plan: Plan) -> float:
         return float(given or _DEFAULT_DRAIN_SECONDS)
     except ValueError:
         return _DEFAULT_DRAIN_SECONDS  # the worker will say what is wrong with it
-
-
-def _python(arguments: str) -> list[str]:
-    return [sys.executable, *arguments.split()]
 
 
 def cores() -> int:

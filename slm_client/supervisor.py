@@ -1,4 +1,5 @@
 """Keeps processes running: starts them in order, restarts what dies, stops them in reverse order.
+One that runs just once must succeed before the next ones start.
 
 Knows no Redis, no api, no worker: see `stack.py`. One thread starts, watches and stops everything,
 because the kernel ties a child's life to the thread that started it (see `tether.py`). So an
@@ -128,7 +129,8 @@ class Supervisor:
             good = check()
             for child in self._children():  # afterwards: somebody else's server may have answered
                 if child.died():
-                    raise StartError(f"{child.name} did not start: {child.obituary()}")
+                    failure = "failed" if child.part.once else "did not start"
+                    raise StartError(f"{child.name} {failure}: {child.obituary()}")
             if good:
                 return
             if time.monotonic() > deadline:

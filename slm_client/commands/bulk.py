@@ -16,6 +16,7 @@ from slm_client.bulk import RowResult
 from slm_client.client import DEFAULT_URL, Client
 from slm_client.commands import options
 from slm_client.commands.options import screen
+from slm_client.credentials import choose_key
 from slm_client.errors import BadInput, SlmClientError
 from slm_client.job import Params
 from slm_client.progress import Tally, display
@@ -50,6 +51,8 @@ def bulk(
     ] = None,
     window: Annotated[int, typer.Option(min=1, help="Most jobs under way at once.")] = 256,
     url: options.Url = DEFAULT_URL,
+    api_key: options.ApiKey = None,
+    data_dir: options.DataDir = options.DEFAULT_DATA_DIR,
 ) -> None:
     """Generate a story for every prompt in a file.
 
@@ -68,9 +71,11 @@ def bulk(
     rows = read_rows(prompts)
     refuse_overwrite(output, prompts, overwrite)
     params = options.sampling(model, max_tokens, temperature, top_k, top_p, seed)
-    check_service(url, model)
-    with opened(output) as file:
-        tally = write_stories(url, rows, file, output, params, window)
+    key = choose_key(api_key, url, data_dir)
+    check_service(url, key, model)
+    # Patience: a run of hours should outlast a restart of the service.
+    with opened(output) as file, Client(url, key, retry_for=120.0) as client:
+        tally = write_stories(client, rows, file, output, params, window)
     screen.print(f"{tally.summary()}.", soft_wrap=True)
     if tally.failed:
         raise typer.Exit(1)
@@ -87,9 +92,9 @@ def refuse_overwrite(output: str, prompts: str, overwrite: bool) -> None:
         raise BadInput(f"{output} is not empty; add --overwrite to replace it.")
 
 
-def check_service(url: str, model: str | None) -> None:
+def check_service(url: str, key: str | None, model: str | None) -> None:
     """Before the output file is touched: raises SlmClientError if no row could succeed."""
-    with Client(url, retry_for=3.0) as client:
+    with Client(url, key, retry_for=3.0) as client:
         names = [entry["name"] for entry in client.models()]
     if model is not None and model not in names:
         raise SlmClientError(f"there is no model {model!r}; there are: {', '.join(names)}.")
@@ -110,7 +115,7 @@ def opened(output: str) -> Iterator[TextIO]:
 
 
 def write_stories(
-    url: str, rows: list[Row], file: TextIO, name: str, params: Params, window: int = 256
+    client: Client, rows: list[Row], file: TextIO, name: str, params: Params, window: int = 256
 ) -> Tally:
     """Generates all rows, showing progress, and writes each result as it comes.
 
@@ -119,8 +124,7 @@ def write_stories(
     tally = Tally(len(rows))
     where = "" if name == "-" else f" in {name}"
     try:
-        # Patience: a run of hours should outlast a restart of the service.
-        with Client(url, retry_for=120.0) as client, display(screen, tally) as progress:
+        with display(screen, tally) as progress:
             for result in client.bulk(rows, window=window, **params):
                 _write(result, file, name)
                 tally.add(result)

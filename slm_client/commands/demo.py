@@ -10,6 +10,7 @@ import typer
 from rich.panel import Panel
 from rich.text import Text
 
+from slm_client.client import Client
 from slm_client.commands import options
 from slm_client.commands.bulk import opened, refuse_overwrite, write_stories
 from slm_client.commands.options import screen
@@ -29,7 +30,9 @@ def demo(
     prompts: Annotated[
         str, typer.Option(help="A .txt or .jsonl file of prompts.")
     ] = "examples/prompts.txt",
-    data_dir: Annotated[Path, typer.Option(help="Folder for jobs and logs.")] = Path(".slm/demo"),
+    data_dir: Annotated[Path, typer.Option(help="Folder for jobs, logs and its API key.")] = Path(
+        ".slm/demo"
+    ),
     max_tokens: options.MaxTokens = 200,
 ) -> None:
     """Start everything, write a story for each example prompt, stop everything.
@@ -50,9 +53,9 @@ def demo(
     stack_options = StackOptions(port=0, data_dir=data_dir, keep_data=False)
     with stop_signals(), Stack(stack_options, on_event=show_event) as stack:
         screen.print(f"writing {len(rows)} stories", style="dim")
-        with opened(str(output)) as file:
+        with opened(str(output)) as file, Client(stack.url, stack.api_key) as client:
             params = Params(max_tokens=max_tokens)
-            tally = write_stories(stack.url, rows, file, str(output), params)
+            tally = write_stories(client, rows, file, str(output), params)
         _show_some(output)
         screen.print(f"{tally.summary()}.", style="bold", soft_wrap=True)
     screen.print(f"The stories are in {output}.", markup=False, soft_wrap=True)

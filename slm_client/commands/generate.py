@@ -2,28 +2,61 @@
 
 from __future__ import annotations
 
-import json
+import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from slm_client.client import DEFAULT_URL, Client
 from slm_client.commands import options
-from slm_client.commands.options import screen
+from slm_client.commands.options import print_json, print_result, screen
+from slm_client.errors import JobFailed
+from slm_client.job import Job, Params
+from slm_client.stream import DoneEvent, RestartEvent, TokenEvent
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="The text to continue.", show_default=False),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="A template of the model instead of PROMPT; `slm models list` names them.",
+            show_default=False,
+        ),
+    ] = None,
+    var: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A variable of the template.", show_default=False),
+    ] = None,
     model: options.Model = None,
     max_tokens: options.MaxTokens = 200,
     temperature: options.Temperature = 0.8,
     top_k: options.TopK = 40,
     top_p: options.TopP = 1.0,
     seed: options.Seed = None,
+    priority: Annotated[
+        int, typer.Option(min=0, max=9, help="Greater goes first; your key may limit it.")
+    ] = 0,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Print the text as it comes.",
+            show_default="on a terminal, yes",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole job as JSON.")] = False,
     url: options.Url = DEFAULT_URL,
+    api_key: options.ApiKey = None,
+    data_dir: options.DataDir = options.DEFAULT_DATA_DIR,
 ) -> None:
     """Continue one prompt and print the story.
+
+    Ctrl-C cancels the job.
 
     Examples:
 
@@ -31,8 +64,76 @@ def generate(
       slm generate "Once upon a time"
       slm generate "The dog ran" --temperature 0 --max-tokens 50
       slm generate "Lily had a red ball." --seed 7 --json
+      slm generate --template animal --var animal=fox --var name=Finn
     """
+    if (prompt is None) == (template is None):
+        raise typer.BadParameter("give either a PROMPT or a --template")
     params = options.sampling(model, max_tokens, temperature, top_k, top_p, seed)
-    with Client(url, retry_for=3.0) as client, screen.status("generating…"):
-        job = client.generate(prompt, **params)
-    print(json.dumps(job.raw, indent=2, ensure_ascii=False) if as_json else prompt + job.text)  # noqa: T201
+    if template is not None:
+        params |= Params(template=template, variables=_variables(var or []))
+    elif var:
+        raise typer.BadParameter("--var needs a --template")
+    if priority:
+        params["priority"] = priority
+    streams = not as_json and (sys.stdout.isatty() if stream is None else stream)
+    if streams:
+        params["stream"] = True
+    with options.connect(url, api_key, data_dir) as client:
+        job = client.submit(prompt, **params)
+        try:
+            if streams:
+                _print_stream(client, job.id, prompt or "")
+            else:
+                _print_ended(client, job.id, prompt or "", as_json)
+        except KeyboardInterrupt:
+            screen.print()
+            client.cancel(job.id)
+            screen.print(f"Cancelled {job.id}.", markup=False)
+            raise
+
+
+def _variables(given: Iterable[str]) -> dict[str, str]:
+    variables: dict[str, str] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise typer.BadParameter(f"--var {pair} is not of the form name=value")
+        if name in variables:
+            raise typer.BadParameter(f"--var {name} is given twice")
+        variables[name] = value
+    return variables
+
+
+def _print_ended(client: Client, job_id: str, prompt: str, as_json: bool) -> None:
+    with screen.status("generating…"):
+        job = _succeeded(client.wait(job_id))
+    if as_json:
+        print_json(job.raw)
+    else:
+        print_result(prompt + job.text)
+
+
+def _print_stream(client: Client, job_id: str, prompt: str) -> None:
+    text = ""
+    print_result(prompt, end="")
+    for event in client.stream(job_id):
+        match event:
+            case TokenEvent(text=piece):
+                text += piece
+                print_result(piece, end="")
+            case RestartEvent():
+                text = ""
+                print_result("")
+                screen.print("It runs again on another kind of worker; from the beginning:")
+                print_result(prompt, end="")
+            case DoneEvent(job=job):
+                # An ended job's text is the truth; what was streamed is a beginning of it.
+                print_result(job.text[len(text) :])
+                _succeeded(job)
+
+
+def _succeeded(job: Job) -> Job:
+    """Raises JobFailed."""
+    if not job.succeeded:
+        raise JobFailed(job)
+    return job

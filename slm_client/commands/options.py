@@ -1,20 +1,43 @@
-"""Options that several commands share, and the screen they write to."""
+"""Options that several commands share, the client they make, and the screens they write to."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
+from slm_client.client import Client
+from slm_client.credentials import choose_key
 from slm_client.job import Params
 
-# Results go to standard output, everything else here.
+# Results go to standard output, everything else to the screen.
 screen = Console(stderr=True, highlight=False)
+_PIPE_WIDTH = 240  # columns of a table that no terminal cuts
 
 Url = Annotated[str, typer.Option("--url", envvar="SLM_URL", help="Address of the service.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="SLM_API_KEY",
+        help="Your API key; better in the environment, since others may see command lines.",
+        show_default="the key of `slm up` in the data folder",
+    ),
+]
+DataDir = Annotated[
+    Path, typer.Option("--data-dir", help="Data folder of the `slm up` whose API key to use.")
+]
+DEFAULT_DATA_DIR = Path(".slm")
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
 Model = Annotated[
-    str | None, typer.Option(help="A name from GET /models.", show_default="the service's default")
+    str | None,
+    typer.Option(help="A name from `slm models list`.", show_default="the service's default"),
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens to generate.")]
 Temperature = Annotated[
@@ -34,6 +57,11 @@ Seed = Annotated[
 ]
 
 
+def connect(url: str, api_key: str | None, data_dir: Path, *, retry_for: float = 3.0) -> Client:
+    """A client with the options' key, or that of the service on this machine."""
+    return Client(url, choose_key(api_key, url, data_dir), retry_for=retry_for)
+
+
 def sampling(
     model: str | None,
     max_tokens: int,
@@ -51,3 +79,35 @@ def sampling(
         top_p=top_p,
         seed=seed,
     )
+
+
+def print_result(text: str, *, end: str = "\n") -> None:
+    """To standard output, at once."""
+    print(text, end=end, flush=True)  # noqa: T201
+
+
+def print_json(value: Any) -> None:
+    print_result(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """To standard output. None is an empty cell; a column whose name ends in # is of numbers. On a
+    narrow terminal the last column is cut: a half of an id or a number is of no use."""
+    texts = [["" if cell is None else _cell(cell) for cell in row] for row in rows]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        justify: Literal["left", "right"] = "right" if column.endswith("#") else "left"
+        name = column.removesuffix("#")
+        last = number == len(columns) - 1
+        width = None if last else max(len(name), *(len(row[number]) for row in texts), 0)
+        table.add_column(name, justify=justify, no_wrap=True, min_width=width)
+    for row in texts:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    console.print(table, crop=False)
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if type(value) is int else str(value)

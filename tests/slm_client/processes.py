@@ -1,4 +1,4 @@
-"""Small processes for the supervisor's tests, and how to look at processes."""
+"""The command, small processes for the supervisor's tests, and how to look at processes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from typer.testing import CliRunner, Result
 
 from slm_client.child import Part
+from slm_client.cli import app
 
 STANDINS = Path(__file__).with_name("standins")
 SLM = [sys.executable, "-c", "from slm_client.cli import app; app()"]
 REPOSITORY = Path(__file__).parents[2]
+
+
+def slm(*arguments: str, stdin: str | bytes | None = None) -> Result:
+    """The command, in this process."""
+    return CliRunner().invoke(app, arguments, input=stdin)
 
 
 def python(code: str) -> list[str]:

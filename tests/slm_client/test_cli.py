@@ -4,28 +4,14 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from slm_client.cli import app
 from slm_client.redis_server import free_port
-from tests.slm_client.fake_service import FakeService
-from tests.slm_client.processes import REPOSITORY, SLM, eventually
-
-
-def slm(*arguments: str, stdin: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(app, arguments, input=stdin)
-
-
-@pytest.fixture
-def url(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A fake service, found through SLM_URL."""
-    with service.served() as url:
-        monkeypatch.setenv("SLM_URL", url)
-        yield url
+from tests.slm_client.fake_http import Events
+from tests.slm_client.fake_service import AUTHORISED, KEY, FakeService, event
+from tests.slm_client.processes import REPOSITORY, SLM, eventually, slm
 
 
 @pytest.fixture
@@ -40,12 +26,24 @@ def results(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("command", ["generate", "bulk", "up", "demo"])
+COMMANDS = [
+    *("generate", "bulk", "up", "demo", "queue"),
+    *("jobs list", "jobs show", "jobs cancel", "jobs delete"),
+    *("keys create", "keys list", "keys rotate", "keys revoke"),
+    *("models list", "models add", "models check"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_examples_and_defaults(command: str) -> None:
-    assert command in slm("--help").stdout
-    help_text = slm(command, "--help").stdout
-    assert f"  slm {command}" in help_text
+    first, *rest = command.split()
+    assert first in slm("--help").stdout
+    if rest:
+        assert rest[0] in slm(first, "--help").stdout
+    help_text = slm(*command.split(), "--help").stdout
+    assert f"\n    slm {command}" in help_text
     assert "[default: " in help_text
+    assert ".slm/api_key" not in help_text  # nor the environment's values
     # What the docstring says twice, or what typer would print of Python, is no help.
     assert "None" not in help_text
 
@@ -56,7 +54,12 @@ def test_version() -> None:
 
 def test_wrong_usage_is_2() -> None:
     assert slm("generate").exit_code == 2
+    assert slm("generate", "x", "--template", "y").exit_code == 2
+    assert slm("generate", "x", "--var", "a=b").exit_code == 2
+    assert slm("generate", "--template", "y", "--var", "a").exit_code == 2
+    assert slm("generate", "--template", "y", "--var", "a=b", "--var", "a=c").exit_code == 2
     assert slm("generate", "x", "--temperature", "9").exit_code == 2
+    assert slm("jobs", "show").exit_code == 2
     assert slm("nonsense").exit_code == 2
 
 
@@ -74,6 +77,52 @@ def test_generate(url: str, service: FakeService) -> None:
     }
 
 
+def test_generate_from_a_template(url: str, service: FakeService) -> None:
+    variables = ["--var", "animal=fox", "--var", "name=a=b"]
+    result = slm("generate", "--template", "animal", *variables, "--priority", "3")
+    assert (result.exit_code, result.stdout) == (0, " and so on.\n")
+    body = service.jobs["job_1"]["body"]
+    assert (body["template"], body["priority"]) == ("animal", 3)
+    assert body["variables"] == {"animal": "fox", "name": "a=b"}
+    assert "prompt" not in body
+
+
+def test_generate_streams(url: str, service: FakeService) -> None:
+    result = slm("generate", "Once", "--stream")
+    assert (result.exit_code, result.stdout) == (0, "Once and so on.\n")
+    assert service.jobs["job_1"]["body"]["stream"] is True
+    result = slm("generate", "FAIL", "--stream")
+    assert (result.exit_code, result.stdout) == (1, "FAIL\n")
+    assert result.stderr == "job_2 failed: the engine broke\n"
+
+
+def test_a_stream_that_begins_anew(url: str, service: FakeService) -> None:
+    submitted = service.answer("POST", "/jobs", {"prompt": "Once"}, AUTHORISED)
+    job = service.answer("GET", "/jobs/job_1", None, AUTHORISED)[2]
+    wrong, right = (event("token", {"index": 0, "text": text}, "0:1") for text in (" or", " and"))
+    told = Events([wrong, event("restart", {}), right, event("done", job)])
+    service.next_answers.extend([submitted, (200, {}, told)])
+    result = slm("generate", "Once", "--stream")
+    assert "It runs again on another kind of worker" in result.stderr
+    assert result.stdout == "Once or\nOnce and so on.\n"
+
+
+@pytest.mark.parametrize("how", ["--stream", "--no-stream"])
+def test_ctrl_c_cancels_the_job(url: str, service: FakeService, how: str) -> None:
+    service.seconds = 60
+    process = subprocess.Popen(
+        [*SLM, "generate", "Once", how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        eventually(lambda: service.count("GET"))
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "Cancelled job_1.\n" in stderr
+    assert "Traceback" not in stderr
+    assert service.jobs["job_1"]["cancelled"]
+
+
 def test_generate_json(url: str) -> None:
     job = json.loads(slm("generate", "Ünce", "--json").stdout)
     assert (job["status"], job["usage"]["total_tokens"]) == ("succeeded", 7)
@@ -87,6 +136,25 @@ def test_errors_are_one_sentence_on_stderr(url: str) -> None:
     ):
         result = slm("generate", *arguments)
         assert (result.exit_code, result.stdout, result.stderr) == (1, "", sentence + "\n")
+
+
+def test_the_key_of_a_service_here_is_found(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLM_API_KEY")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".slm").mkdir()
+    (tmp_path / ".slm" / "api_key").write_text(KEY + "\n")
+    (tmp_path / "prompts.txt").write_text("Once\n")
+    assert slm("generate", "Once").exit_code == 0
+    assert slm("bulk", "prompts.txt").exit_code == 0
+    assert slm("generate", "Once", "--api-key", "another").exit_code == 1
+    result = slm("generate", "Once", "--data-dir", "elsewhere")
+    assert result.exit_code == 1
+    assert "No API key was sent: set SLM_API_KEY" in result.stderr
+    (tmp_path / ".slm" / "api_key").write_bytes(b"\xff")
+    result = slm("generate", "Once")
+    assert result.stderr == "cannot read the API key in .slm/api_key: it is no text\n"
 
 
 def test_no_service(prompts: Path) -> None:
@@ -194,6 +262,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = slm("demo")
     assert result.exit_code == 1
     assert result.stderr.startswith("examples/prompts.txt is not here;")
+    monkeypatch.setenv("SLM_API_KEY", "of another service")
     examples = REPOSITORY / "examples" / "prompts.txt"
     for _ in range(2):  # it replaces its own file
         result = slm("demo", "--prompts", str(examples))

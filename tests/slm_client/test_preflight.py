@@ -1,18 +1,14 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from slm_client import BadInput, StartError, preflight
+from slm_client import StartError, preflight
 from slm_client.redis_server import RedisServer, free_port
 from tests.slm_client.processes import REPOSITORY
 
@@ -73,19 +69,43 @@ def test_a_foreign_host_is_refused(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "url", "loopback"),
+    ("host", "url"),
     [
-        ("127.0.0.1", "http://127.0.0.1:80", True),
-        ("localhost", "http://localhost:80", True),
-        ("::1", "http://[::1]:80", True),
-        ("0.0.0.0", "http://127.0.0.1:80", False),  # noqa: S104
-        ("::", "http://[::1]:80", False),
-        ("192.168.1.5", "http://192.168.1.5:80", False),
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("localhost", "http://localhost:80"),
+        ("::1", "http://[::1]:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),  # noqa: S104
+        ("::", "http://[::1]:80"),
+        ("192.168.1.5", "http://192.168.1.5:80"),
     ],
 )
-def test_addresses(host: str, url: str, loopback: bool) -> None:
+def test_addresses(host: str, url: str) -> None:
     assert preflight.local_url(host, 80) == url
-    assert preflight.is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("host", "more"),
+    [
+        ("127.0.0.1", ""),
+        ("::1", ""),
+        ("localhost", ""),
+        ("192.168.1.5", ",192.168.1.5"),
+        ("fd00::5", ",[fd00::5]"),
+        ("slm.example", ",slm.example"),
+    ],
+)
+def test_the_api_may_be_called_by_the_host_that_it_listens_on(host: str, more: str) -> None:
+    assert preflight.allowed_hosts(host) == "localhost,127.0.0.1,[::1]" + more
+
+
+@pytest.mark.parametrize("wildcard", ["0.0.0.0", "::"])  # noqa: S104
+def test_who_listens_everywhere_may_be_called_by_any_of_its_names(wildcard: str) -> None:
+    allowed = preflight.allowed_hosts(wildcard).split(",")
+    assert allowed[:3] == ["localhost", "127.0.0.1", "[::1]"]
+    assert socket.gethostname().lower() in allowed
+    assert wildcard not in allowed
+    ours = {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)}
+    assert ours <= {name.strip("[]") for name in allowed}
 
 
 def test_a_given_redis(redis_server: RedisServer) -> None:
@@ -96,36 +116,3 @@ def test_a_given_redis(redis_server: RedisServer) -> None:
     for url in ("127.0.0.1:6379", "http://127.0.0.1", "redis://", "redis://127.0.0.1:port"):
         with pytest.raises(StartError, match="must look like"):
             preflight.check_redis(url)
-
-
-def make_checkpoint(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").touch()
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("folder", "name"), [("My Model (2)", "my-model-2"), ("v1.5_b", "v1.5_b"), ('ü"\\😀', "model")]
-)
-def test_a_manifest_for_one_checkpoint(tmp_path: Path, folder: str, name: str) -> None:
-    checkpoint = make_checkpoint(tmp_path / folder)
-    path = preflight.write_manifest(checkpoint, tmp_path)
-    assert tomllib.loads(path.read_text("utf-8")) == {
-        name: {"checkpoint": str(checkpoint), "precision": "auto"}
-    }
-
-
-def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"none is not a folder"):
-        preflight.write_manifest(tmp_path / "none", tmp_path)
-    checkpoint = make_checkpoint(tmp_path / "model")
-    (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(BadInput, match=r"not a checkpoint: it has no model\.safetensors"):
-        preflight.write_manifest(checkpoint, tmp_path)
-
-
-@given(st.text())
-def test_every_folder_gives_a_name_that_the_service_takes(folder: str) -> None:
-    name = preflight.model_name(folder)
-    assert re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name)

@@ -14,7 +14,7 @@ from slm_client.child import Part
 from slm_client.redis_server import RedisServer, answers
 from slm_client.stack import Plan, Stack, StackOptions, cores, make_plan, service_parts
 from tests.slm_client.processes import eventually, lives, sleeper
-from tests.slm_client.test_preflight import make_checkpoint
+from tests.slm_client.test_manifests import make_checkpoint
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_stack_serves_and_stops(options: StackOptions, data_dir: Path) -> None
     events: list[str] = []
     with Stack(replace(options, workers=2), on_event=events.append) as stack:
         assert stack.ready()
-        with Client(stack.url) as client:
+        with Client(stack.url, stack.api_key) as client:
             assert client.generate("Once").succeeded
         pids = stack.pids()
         assert list(pids) == ["redis", "api", "worker-1", "worker-2"]
@@ -140,16 +140,19 @@ def test_the_plan_follows_options_and_environment(
     plan = make_plan(
         replace(options, model=checkpoint, slots=5, redis_url=redis_server.url, workers=3), 0
     )
-    assert plan.env["SLM_MODELS_FILE"] == str(data_dir / "models.toml")
+    assert plan.env["SLM_MODELS_FILE"] == str(data_dir / "only-model.toml")
     assert (plan.env["SLM_THREADS"], plan.env["SLM_SLOTS"]) == ("3", "5")
     assert plan.env["SLM_REDIS_URL"] == redis_server.url
     stages = service_parts(plan)
     assert [[part.name for part in stage] for stage in stages] == [
+        ["api-key"],
         ["api"],
         ["worker-1", "worker-2", "worker-3"],
     ]
-    assert list(stages[0][0].command[:4]) == [sys.executable, "-m", "uvicorn", "api.app:app"]
-    worker = stages[1][0]
+    key_file = str(data_dir / "api_key")
+    assert list(stages[0][0].command[2:]) == ["slm_jobs.bootstrap_key", "--file", key_file]
+    assert list(stages[1][0].command[:4]) == [sys.executable, "-m", "uvicorn", "api.app:app"]
+    worker = stages[2][0]
     assert list(worker.command[:6]) == [
         sys.executable,
         "-m",
@@ -160,7 +163,55 @@ def test_the_plan_follows_options_and_environment(
     ]
     assert worker.grace == 30
     monkeypatch.setenv("SLM_DRAIN_SECONDS", "60")
-    assert service_parts(plan)[1][0].grace == 70
+    assert service_parts(plan)[2][0].grace == 70
+
+
+def test_the_environment_says_which_hosts_are_allowed(
+    options: StackOptions, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir.mkdir()
+    plan = make_plan(options, 0)
+    assert plan.env["SLM_ALLOWED_HOSTS"] == "localhost,127.0.0.1,[::1]"
+    monkeypatch.setenv("SLM_ALLOWED_HOSTS", "slm.example,127.0.0.1")
+    assert "SLM_ALLOWED_HOSTS" not in make_plan(options, 0).env  # children have it from us
+
+
+@pytest.mark.usefixtures("standins")
+def test_the_key_outlives_the_data(options: StackOptions, data_dir: Path) -> None:
+    options = replace(options, keep_data=False)
+    with Stack(options) as stack:
+        key = stack.api_key
+        assert (data_dir / "api_key").stat().st_mode & 0o777 == 0o600
+        assert key == (data_dir / "api_key").read_text().strip()
+    with Stack(options) as stack:  # an empty Redis learns it again
+        assert stack.api_key == key
+        (data_dir / "api_key").unlink()
+        with pytest.raises(StartError, match="api_key is gone"):
+            _ = stack.api_key
+
+
+def test_a_file_that_holds_no_key(options: StackOptions, data_dir: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / "api_key").write_text("something else\n")
+    stack = Stack(options)
+    with pytest.raises(StartError, match="api-key failed: it ended with exit code 1") as caught:
+        stack.start()
+    assert "holds no key that is valid here" in str(caught.value)
+    assert stack.pids() == {}
+
+
+@pytest.mark.usefixtures("standins")
+def test_workers_are_told_which_models_to_serve(
+    options: StackOptions, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLM_WORKER_MODELS", "tiny,big")
+    data_dir.mkdir()
+    (data_dir / "models.toml").touch()
+    with Stack(options):
+        pass
+    log = (data_dir / "logs" / "worker-1.log").read_text()
+    assert "serves tiny,big of " in log
+    assert log.splitlines()[1].endswith(f"slm_jobs/models.toml{os.pathsep}{data_dir}/models.toml")
 
 
 def test_redis_holds_the_lock_too(options: StackOptions, data_dir: Path) -> None:

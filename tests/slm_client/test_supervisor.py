@@ -110,6 +110,30 @@ def test_a_death_before_everything_is_ready_is_an_error(make: Make) -> None:
     assert supervisor.pids() == {}
 
 
+def test_what_runs_once_comes_before_the_rest(make: Make, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    code = f"import time; time.sleep(0.2); open({str(mark)!r}, 'w').close()"
+    seen: list[bool] = []
+    after = Part("after", sleeper("after").command, ready=lambda: not seen.append(mark.exists()))
+    supervisor, events = make([[Part("step", python(code), once=True)], [after]])
+    supervisor.start()
+    assert seen == [True]
+    assert list(supervisor.pids()) == ["after"]
+    os.kill(supervisor.pids()["after"], signal.SIGKILL)
+    eventually(lambda: "restarted after" in events)
+    assert not any("step" in event for event in events if event != "starting step")
+
+
+def test_what_runs_once_must_succeed(make: Make) -> None:
+    code = "import sys; sys.exit('no key for you')"
+    step, other = Part("step", python(code), once=True), sleeper("other")
+    supervisor, events = make([[step], [other]])
+    with pytest.raises(StartError, match=r"step failed: it ended with exit code 1\.\n") as caught:
+        supervisor.start()
+    assert "no key for you" in str(caught.value)
+    assert "starting other" not in events
+
+
 def test_a_command_that_does_not_exist(make: Make) -> None:
     supervisor, _ = make([[Part("bad", ["/no/such/command"])]], ready=lambda: False)
     with pytest.raises(StartError, match="cannot run /no/such/command: No such file"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +29,7 @@ class Up:
     """A running `slm up` and what it has printed."""
 
     def __init__(self, folder: Path, arguments: tuple[str, ...]) -> None:
+        self.folder = folder
         self.printed = folder / "printed"
         self.port = free_port()
         with self.printed.open("wb") as file:
@@ -68,14 +72,19 @@ def test_it_serves_until_a_signal(start: Start, number: signal.Signals) -> None:
     up = start()
     children = up.ready()
     assert len(children) == 3
-    with Client(f"http://127.0.0.1:{up.port}") as client:
+    url = f"http://127.0.0.1:{up.port}"
+    key = (up.folder / ".slm" / "api_key").read_text().strip()
+    with Client(url, key) as client:
         assert client.generate("Once").succeeded
     for words in (
-        f"http://127.0.0.1:{up.port}/docs",
-        "curl -s",
-        f"--url http://127.0.0.1:{up.port}",
+        f"{url}/#key={key}\n",
+        f"{url}/docs",
+        f"in {up.folder}/.slm/api_key\n",
+        f'slm generate "Once upon a time" --url {url}\n',
+        f'curl -s {url}/jobs -H "Authorization: Bearer $(cat .slm/api_key)" \\\n',
     ):
         assert words in up.text()
+    assert "authentication" not in up.text()
     up.process.send_signal(number)
     up.process.send_signal(number)  # a double: counts as one
     assert up.process.wait(10) == 0
@@ -131,8 +140,38 @@ def test_errors_before_anything_starts(start: Start, tmp_path: Path) -> None:
     assert not any("Traceback" in up.text() for up in (second, third, fourth))
 
 
-def test_more_than_loopback_is_warned_about(start: Start) -> None:
-    up = start("--host", "192.0.2.1")  # which no machine has: nothing is opened
+def test_other_commands_find_the_key(start: Start) -> None:
+    up = start("--data-dir", "my data")
+    up.ready()
+    url = ["--url", f"http://127.0.0.1:{up.port}"]
+
+    def slm(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*SLM, *arguments, *url]
+        return subprocess.run(command, cwd=up.folder, capture_output=True, text=True, check=False)
+
+    assert slm("generate", "Once", "--data-dir", "my data").stdout == "Once and so on.\n"
+    done = slm("generate", "Once")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "No API key was sent" in done.stderr
+    for words in ("--data-dir 'my data'\n", "$(cat 'my data/api_key')"):
+        assert words in up.text()
+
+
+def test_what_is_shown_to_try_works(start: Start) -> None:
+    if not (shell := shutil.which("bash")) or not shutil.which("curl"):
+        pytest.skip("needs bash and curl")
+    up = start()
+    up.ready()
+    command = re.search(r"  (curl .*?\\\n.*?)\n", up.text(), re.DOTALL)
+    assert command
+    done = subprocess.run(
+        [shell, "-ec", command[1]], cwd=up.folder, capture_output=True, check=True
+    )
+    assert json.loads(done.stdout)["status"] == "queued"
+
+
+def test_an_address_that_is_not_ours(start: Start) -> None:
+    up = start("--host", "192.0.2.1")  # which no machine has
     assert up.process.wait(10) == 1
-    assert up.text().startswith("Warning: there is no authentication yet, and 192.0.2.1 is not")
+    assert up.text().startswith("cannot listen on 192.0.2.1 port ")
     assert "Traceback" not in up.text()

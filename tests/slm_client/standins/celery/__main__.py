@@ -11,5 +11,7 @@ if behaviour == "broken":
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set() if behaviour != "stubborn" else None)
 sys.stdout.write(f"worker has {os.environ['SLM_THREADS']} threads: {' '.join(sys.argv[1:])}\n")
+models = os.environ.get("SLM_WORKER_MODELS", "all")
+sys.stdout.write(f"serves {models} of {os.environ.get('SLM_MODELS_FILE')}\n")
 stop.wait()
 sys.stdout.write("worker stopped\n")
