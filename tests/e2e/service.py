@@ -35,6 +35,7 @@ class Service:
         self.redis = RedisServer(folder / "redis", free_port())
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.api_key = ""  # of an admin, once started
         self.client = Client(self.url)
         self.workers: list[subprocess.Popen[bytes]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -50,11 +51,18 @@ class Service:
 
     def start(self, workers: int = 2) -> None:
         self.redis.start()
+        self.api_key = self._make_key()
+        self.client.close()
+        self.client = Client(self.url, self.api_key)
         self._run("api", f"-m uvicorn api.app:app --port {self.port} --no-access-log")
         for _ in range(workers):
             self.start_worker()
         until(self.healthy, "the api answers")
         self.wait_for_workers(workers)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.api_key}"}
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         name = f"worker-{len(self._processes)}"
@@ -94,6 +102,12 @@ class Service:
                 process.kill()
                 process.wait()
         self.redis.stop()
+
+    def _make_key(self) -> str:
+        file = self.folder / "api_key"
+        command = [sys.executable, "-m", "slm_jobs.bootstrap_key", "--file", str(file)]
+        subprocess.run(command, env=self.env, check=True)
+        return file.read_text("utf-8").strip()
 
     def logs(self) -> str:
         return "\n".join(

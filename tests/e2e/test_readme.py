@@ -25,7 +25,7 @@ def example(kind: str) -> str:
 
 
 def run_shell(command: str, service: Service) -> dict[str, object]:
-    command = command.replace(ADDRESS, service.url)
+    command = command.replace(ADDRESS, service.url).replace("$(cat .slm/api_key)", service.api_key)
     bash = shutil.which("bash")
     if not (bash and shutil.which("curl")):
         pytest.skip("needs bash and curl")
@@ -39,14 +39,22 @@ def test_curl_submits_and_polls(service: Service) -> None:
     shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL)]
     submitted = run_shell(example("curl"), service)
     service.client.wait(str(submitted["id"]))
-    polled = run_shell(f"curl -s {ADDRESS}/jobs/{submitted['id']}", service)
+    authorised = f'-H "Authorization: Bearer {service.api_key}"'
+    polled = run_shell(f"curl -s {ADDRESS}/jobs/{submitted['id']} {authorised}", service)
     assert [submitted.keys(), polled.keys()] == [document.keys() for document in shown]
     assert (submitted["status"], polled["status"]) == ("queued", "succeeded")
     assert [d["status"] for d in shown] == ["queued", "succeeded"]
 
 
-def test_python_example_runs(service: Service) -> None:
+def test_python_example_runs(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLM_API_KEY", service.api_key)
     code = example("python").replace(ADDRESS, service.url)
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+
+
+def test_openai_example_runs(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLM_API_KEY", service.api_key)
+    code = example("openai").replace(ADDRESS, service.url).replace("tinystories", "tiny")
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102
 
 

@@ -125,7 +125,13 @@ def test_a_killed_redis_loses_nothing(service: Service, reference: Engine) -> No
     time.sleep(1.1)  # append-only file with `everysec`: a lost machine may lose this much
     service.redis.kill()
     started = time.monotonic()
-    answer = httpx.post(f"{service.url}/jobs", json={"prompt": "x"}, trust_env=False, timeout=20)
+    answer = httpx.post(
+        f"{service.url}/jobs",
+        json={"prompt": "x"},
+        headers=service.headers,
+        trust_env=False,
+        timeout=20,
+    )
     assert time.monotonic() - started < 10
     assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
     service.redis.start()
