@@ -99,7 +99,7 @@ JOB_EXAMPLES: dict[str, dict[str, Any]] = {
             **_QUEUED,
             "status": "succeeded",
             "queue": None,
-            "fingerprint": "int8/avx512_bf16",
+            "fingerprint": "int8/cpu-avx512_bf16/kernels-8f03e8cd0387",
             "started_at": "2026-01-31T09:00:00.131000Z",
             "finished_at": "2026-01-31T09:00:01.004000Z",
             "attempt": 1,
@@ -220,6 +220,15 @@ def operation_id(route: APIRoute) -> str:
     return f"openai_{route.name}" if route.path.startswith("/v1/") else route.name
 
 
+def _correct(operation: dict[str, Any]) -> None:
+    """Takes out what the framework says and OpenAPI 3.1 does not know, or what is not so."""
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"] = _without_null(parameter["schema"])
+    for response in operation["responses"].values():
+        for content in response.get("content", {}).values():
+            content.pop("itemSchema", None)  # of 3.2
+
+
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     """An address or a header leaves a parameter out; it cannot send null for it."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != _NULL]
@@ -243,8 +252,7 @@ class DocumentedAPI(FastAPI):
             schemas["JobRequest"] |= _PROMPT_OR_TEMPLATE
         for operations in document["paths"].values():
             for operation in operations.values():
-                for parameter in operation.get("parameters", ()):
-                    parameter["schema"] = _without_null(parameter["schema"])
+                _correct(operation)
         return document
 
 

@@ -6,17 +6,12 @@ no reply may ask again. Knows nothing of HTTP, Celery or engines; tickets are Ce
 
 from __future__ import annotations
 
-import math
 import secrets
-import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from redis.exceptions import ResponseError
 from ulid import ULID
 
 from slm_jobs import keys
@@ -24,7 +19,8 @@ from slm_jobs.admission import Admission, Idempotency, refusal
 from slm_jobs.api_keys import ApiKey, KeyProof, KeyStore
 from slm_jobs.commands import Commands
 from slm_jobs.connection import connect, store_errors
-from slm_jobs.errors import JobNotEnded, JobNotFound, QueueFull, Quota
+from slm_jobs.errors import JobNotEnded, JobNotFound, Quota
+from slm_jobs.gauges import Memory, Rates
 from slm_jobs.records import OUTPUTS, fields, to_job, to_microseconds, to_piece
 from slm_jobs.schemas import (
     Beat,
@@ -51,7 +47,6 @@ SWEEP_MOST = 256  # jobs of a kind in one sweep, so that it never holds Redis up
 SCANNED_JOBS = 1_000  # for one page of a list
 DRAWN_SEED_BITS = 53  # what JavaScript reads exactly, so that every client can send it again
 IDEMPOTENCY_SECONDS = 86_400 + 3_600  # a day at least, whatever clocks think
-FULL_SHARE = 0.9  # of Redis's memory: then no more jobs are taken
 
 _DEFAULTS = Settings.model_construct()  # the declared defaults, without the environment
 
@@ -97,9 +92,8 @@ class JobStore:
         self._job_ttl_seconds = job_ttl_seconds
         self._max_crashes = max_crashes
         self._max_waiting = max_waiting_jobs
-        self._known_rates: tuple[float, Counter[str]] = (-math.inf, Counter())
-        self._memory_asked = -math.inf
-        self._nearly_full = False
+        self._rates = Rates(self.workers)
+        self._memory = Memory(redis)
 
     @classmethod
     def from_settings(cls, settings: Settings, *, max_connections: int = 32) -> JobStore:
@@ -148,7 +142,7 @@ class JobStore:
         job_id = job_id or new_job_id()
         if spec.seed is None:
             spec = spec.model_copy(update={"seed": secrets.randbits(DRAWN_SEED_BITS)})
-        self._check_memory()
+        self._memory.check()
         outcome, *details = self._run(
             "create",
             job_id,
@@ -259,33 +253,9 @@ class JobStore:
         if not place:
             return to_job(job_id, record)
         ahead, waiting, tokens = place
-        rate = self._rates().get(record["model"], 0.0)
+        rate = self._rates.of(record["model"])
         seconds = round(tokens * ahead / waiting / rate, 1) if rate else None
         return to_job(job_id, record, QueuePosition(ahead=ahead, estimated_wait_seconds=seconds))
-
-    def _rates(self) -> Counter[str]:
-        """Tokens per second of each model; asked for once a second at most."""
-        asked, rates = self._known_rates
-        if time.monotonic() - asked > 1:
-            rates = Counter()
-            for worker in self.workers():
-                rates.update(worker.tokens_per_second)
-            self._known_rates = (time.monotonic(), rates)
-        return rates
-
-    def _check_memory(self) -> None:
-        """Redis refuses to write when it is full; we stop before, so that running jobs may end.
-
-        Asks once a second at most. Raises QueueFull.
-        """
-        if time.monotonic() - self._memory_asked > 1:
-            self._memory_asked = time.monotonic()
-            with store_errors(), suppress(ResponseError):  # it may be forbidden to ask
-                info = cast("dict[str, int]", self._redis.info("memory"))
-                used, most = info["used_memory"], info.get("maxmemory", 0)
-                self._nearly_full = bool(most) and used > most * FULL_SHARE
-        if self._nearly_full:
-            raise QueueFull("Redis is nearly out of memory")
 
     # Workers
 
