@@ -15,7 +15,7 @@ from slm_jobs.errors import KeyRejected
 
 _bearer = HTTPBearer(
     auto_error=False,
-    scheme_name="API key",
+    scheme_name="api_key",
     description="`slm keys create` makes one; `slm up` leaves one in its data folder.",
 )
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]

@@ -12,6 +12,7 @@ import time
 from urllib.parse import quote
 from uuid import uuid4
 
+from anyio import BrokenResourceError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,6 +31,13 @@ _SAFE = {
 }
 
 log = logging.getLogger(__name__)
+
+
+def _is_gone(error: Exception) -> bool:
+    """Whether only the client's going away raised it; the framework wraps that in groups."""
+    if isinstance(error, ExceptionGroup):
+        return all(_is_gone(part) for part in error.exceptions)
+    return isinstance(error, ClientDisconnect | BrokenResourceError)
 
 
 class RequestContext:
@@ -62,9 +70,10 @@ class RequestContext:
         what = f"{scope['method']} {quote(scope['path'])}"
         try:
             await self._app(scope, receive, send_with_id)
-        except ClientDisconnect:
-            status = 499  # as nginx logs it; nobody is left to answer
-        except Exception:
+        except Exception as error:
+            if _is_gone(error):
+                status = 499  # as nginx logs it; nobody is left to answer
+                return
             log.exception("%s failed", what, extra={"request_id": request_id})
             if status:  # too late for an answer: let the server break the connection off
                 raise

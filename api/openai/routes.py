@@ -58,16 +58,8 @@ _STREAMED = {
     " `data: [DONE]`.",
     "content": {
         "text/event-stream": {
-            "itemSchema": {
-                "type": "object",
-                "required": ["data"],
-                "properties": {
-                    "data": {
-                        "type": "string",
-                        "description": "A `Completion`, an `OpenAIError`, or `[DONE]`.",
-                    }
-                },
-            }
+            "example": 'data: {"id": "cmpl-job_01K9ZX3V7Q4C8E2M5T6R0B1DAF", "choices": [{'
+            '"index": 0, "text": ", there was", "finish_reason": null}], ...}\n\ndata: [DONE]\n\n'
         }
     },
 }

@@ -143,29 +143,56 @@ class Race {
   int32_t token_ = std::numeric_limits<int32_t>::max();
 };
 
-// How many of the candidates, best first, together reach top_p of `mass`.
-inline size_t nucleus(const Draw& draw, const Race& race, const Candidate* sorted, size_t count, double mass) {
+// Puts the best candidates that together reach top_p of `mass` first, and returns how many they are.
+// Mostly they are few. Else it halves the range in which the last of them must be: a sort of the
+// whole vocabulary takes longer than a step.
+inline size_t nucleus(const Draw& draw, const Race& race, std::vector<Candidate>& from, double mass) {
+  const double wanted = draw.top_p * mass;
   double reached = 0;
-  for (size_t i = 0; i < count; i++) {
-    if (reached >= draw.top_p * mass) return i;
-    reached += std::exp(race.scaled(sorted[i].logit));
+  auto first = from.begin(), last = from.end();
+  const auto few = first + std::min<size_t>(from.size(), CANDIDATES);
+  std::partial_sort(first, few, last);
+  while (first != few && reached < wanted) reached += std::exp(race.scaled((first++)->logit));
+  if (reached >= wanted) return first - from.begin();
+  while (last - first > CANDIDATES) {
+    auto middle = first + (last - first) / 2;
+    std::nth_element(first, middle, last);
+    double half = 0;
+    for (auto c = first; c != middle; c++) half += std::exp(race.scaled(c->logit));
+    if (reached + half >= wanted) {
+      last = middle;
+    } else {
+      reached += half;
+      first = middle;
+    }
   }
-  return count;
+  std::sort(first, last);
+  while (first != last && reached < wanted) reached += std::exp(race.scaled((first++)->logit));
+  return first - from.begin();
 }
 
-inline int32_t draw_from(const Draw& draw, std::vector<Candidate>& best) {
-  if (best.empty()) return BROKEN;
-  size_t keep = std::min(best.size(), size_t(draw.temperature == 0 ? 1 : draw.top_k));
-  std::partial_sort(best.begin(), best.begin() + keep, best.end());
-  if (best[0].logit == -INFINITY) return BROKEN;
-  if (draw.temperature == 0) return best[0].token;
-  Race race(draw, best[0].logit);
+// Draws from candidates of which `from` holds all that may be drawn, in any order.
+inline int32_t draw_from(const Draw& draw, std::vector<Candidate>& from) {
+  if (from.empty()) return BROKEN;
+  size_t keep = draw.temperature == 0 ? 1 : draw.top_k ? std::min(from.size(), size_t(draw.top_k)) : from.size();
+  if (keep <= CANDIDATES) {  // sorted: which thread found which of them must not matter to a sum
+    std::partial_sort(from.begin(), from.begin() + keep, from.end());
+  } else if (keep < from.size()) {
+    std::nth_element(from.begin(), from.begin() + keep, from.end());
+  }
+  from.resize(keep);
+  auto best_first = [&] { std::iter_swap(from.begin(), std::min_element(from.begin(), from.end())); };
+  best_first();
+  if (from[0].logit == -INFINITY) return BROKEN;
+  if (draw.temperature == 0) return from[0].token;
+  Race race(draw, from[0].logit);
   if (draw.top_p < 1) {
     double mass = 0;
-    for (size_t i = 0; i < keep; i++) mass += std::exp(race.scaled(best[i].logit));
-    keep = nucleus(draw, race, best.data(), keep, mass);
+    for (const Candidate& c : from) mass += std::exp(race.scaled(c.logit));
+    from.resize(nucleus(draw, race, from, mass));
+    best_first();  // a fast runner sets the pace
   }
-  race.run(best.data(), keep);
+  race.run(from.data(), from.size());
   return race.winner();
 }
 
@@ -176,30 +203,7 @@ inline int32_t draw_wide(const Draw& draw, const float* logits, int vocab, std::
     if (!(logits[i] < INFINITY)) return BROKEN;
     all[i] = {logits[i], i};
   }
-  if (draw.top_k) {
-    if (draw.top_k < vocab) {
-      std::nth_element(all.begin(), all.begin() + draw.top_k - 1, all.end());
-      all.resize(draw.top_k);
-    }
-    return draw_from(draw, all);
-  }
-  std::swap(all[0], *std::min_element(all.begin(), all.end()));  // a fast runner sets the pace
-  if (all[0].logit == -INFINITY) return BROKEN;
-  Race race(draw, all[0].logit);
-  if (draw.top_p < 1) {
-    double mass = 0;
-    for (int i = 0; i < vocab; i++) mass += std::exp(race.scaled(logits[i]));
-    for (size_t guess = CANDIDATES;; guess = std::min(all.size(), 8 * guess)) {
-      guess = std::min(guess, all.size());
-      std::partial_sort(all.begin(), all.begin() + guess, all.end());
-      size_t keep = nucleus(draw, race, all.data(), guess, mass);
-      if (keep == guess && guess < all.size()) continue;
-      all.resize(keep);
-      break;
-    }
-  }
-  race.run(all.data(), all.size());
-  return race.winner();
+  return draw_from(draw, all);
 }
 
 }  // namespace slm

@@ -28,7 +28,7 @@ def until(condition: Callable[[], object], what: str, timeout: float = 60.0) -> 
 
 
 class Service:
-    """Redis, one api and any number of workers; `folder` gets their logs and data."""
+    """Redis, an api or several, and any number of workers; `folder` gets their logs and data."""
 
     def __init__(self, folder: Path, manifest: Path) -> None:
         self.folder = folder
@@ -54,11 +54,19 @@ class Service:
         self.api_key = self._make_key()
         self.client.close()
         self.client = Client(self.url, self.api_key)
-        self._run("api", f"-m uvicorn api.app:app --port {self.port} --no-access-log")
+        self._run_api("api", self.port)
         for _ in range(workers):
             self.start_worker()
         until(self.healthy, "the api answers")
         self.wait_for_workers(workers)
+
+    def start_api(self) -> str:
+        """The address of one more api, which answers."""
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        self._run_api(f"api-{len(self._processes)}", port)
+        until(lambda: self.healthy(url), "another api answers")
+        return url
 
     @property
     def headers(self) -> dict[str, str]:
@@ -85,9 +93,9 @@ class Service:
         answer = httpx.get(f"{self.url}/readyz", trust_env=False, timeout=10)
         return int(answer.json()["workers"]) if answer.is_success else 0
 
-    def healthy(self) -> bool:
+    def healthy(self, url: str = "") -> bool:
         try:
-            return httpx.get(f"{self.url}/healthz", trust_env=False).is_success
+            return httpx.get(f"{url or self.url}/healthz", trust_env=False).is_success
         except httpx.TransportError:
             return False
 
@@ -114,6 +122,9 @@ class Service:
             f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}"
             for path in sorted(self.folder.glob("*.log"))
         )
+
+    def _run_api(self, name: str, port: int) -> None:
+        self._run(name, f"-m uvicorn api.app:app --port {port} --no-access-log")
 
     def _run(self, name: str, arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:

@@ -1,0 +1,87 @@
+"""What Schemathesis must know about a running stack that its OpenAPI document cannot say.
+
+Loaded by `st run` (see test_schemathesis.py), which passes what it needs in the environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+import schemathesis
+
+OWN_KEY = os.environ["SLM_TEST_KEY_ID"]  # of the key that the run itself uses
+MODEL = "tiny"
+LONGEST = 8  # tokens: texts fit the context, and nothing has to wait long
+MOST = 4  # outputs for each prompt: of 16 prompts 64, as many as a job may have
+TEMPLATE = {"template": "animal", "variables": {"animal": "fox", "name": "Bo"}}
+# Requests of the right form that are refused all the same, by what they are refused for: names of
+# things that are not there, a prompt and max_tokens that do not fit the context, 16 prompts of
+# 100,000 characters that do not fit into a body, and an Idempotency-Key that came with another body
+# before, or whose job is deleted.
+REFUSED = {
+    "unknown_model",
+    "unknown_template",
+    "prompt_too_long",
+    "context_length_exceeded",
+    "body_too_large",
+    "idempotency_conflict",
+    "job_gone",
+}
+# Fields that may be wrong only because of another one: as many as `n`, and those of the template.
+WRONG_TOGETHER = {"best_of", "/variables"}
+
+
+@schemathesis.hook
+def map_body(context: Any, body: Any) -> Any:
+    """Names of what there is, which the document cannot list; so requests get past that check.
+
+    What is wrong with a body stays wrong.
+    """
+    if not isinstance(body, dict) or context.operation.path.startswith("/admin"):
+        return body
+    named: dict[str, Any] = {"model": MODEL} if isinstance(body.get("model"), str) else {}
+    if isinstance(body.get("template"), str) and _texts(body.get("variables", {})):
+        named |= TEMPLATE
+    tokens, n = body.get("max_tokens", 300), body.get("n")
+    if isinstance(tokens, int | float) and LONGEST < tokens <= 300:
+        named["max_tokens"] = tokens % LONGEST + 1
+    if isinstance(n, int | float) and MOST < n <= 64:
+        named["n"] = n % MOST + 1
+    return {**body, **named}
+
+
+@schemathesis.hook
+def filter_case(context: Any, case: Any) -> bool:
+    """The run goes on with its own key."""
+    return not (case.path.startswith("/admin/keys/") and case.path_parameters.get("id") == OWN_KEY)
+
+
+@schemathesis.hook
+def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool:
+    if type(failure).__name__ != "RejectedPositiveData":
+        return True
+    try:
+        document = response.json()
+    except json.JSONDecodeError:
+        return True
+    error = document.get("error", document)
+    fields = {error.get("param"), *(e["pointer"] for e in error.get("errors", ()))}
+    return not (error.get("code") in REFUSED or fields & WRONG_TOGETHER or _guessed(case))
+
+
+def _texts(variables: Any) -> bool:
+    return (
+        isinstance(variables, dict)
+        and len(variables) <= 32
+        and all(isinstance(text, str) and len(text) <= 10_000 for text in variables.values())
+    )
+
+
+def _guessed(case: Any) -> bool:
+    """Whether Schemathesis took the id of something else for that of an event, whatever the
+    document says about its form."""
+    event = (case.headers or {}).get("last-event-id")
+    return event is not None and not re.fullmatch("[0-9]{1,4}:([0-9]{1,8}|end)", event)
