@@ -48,6 +48,15 @@ class Doorkeeper:
         return key
 
 
+async def still_valid(request: Request, proof: KeyProof) -> bool:
+    """For answers that take long. Raises StoreUnavailable."""
+    try:
+        await run_in_threadpool(_doorkeeper(request).authorise, proof)
+    except KeyRejected:
+        return False
+    return True
+
+
 def _proof(credentials: Credentials) -> KeyProof:
     if credentials is None:
         raise KeyRejected

@@ -59,8 +59,13 @@ async def json_bytes(request: Request) -> bytes:
 
 
 def parse(model: type[M], body: bytes) -> M:
-    """The body as a `model`, with JSON's types as they are: `"5"` and `true` are no numbers."""
-    data = _load(body)
+    """The body as a `model`. Raises Problem, as `load` and `check` do."""
+    return check(model, load(body))
+
+
+def check(model: type[M], data: Any) -> M:
+    """What `load` made, as a `model`, with JSON's types as they are: `"5"` and `true` are no
+    numbers. Raises Problem."""
     try:
         return model.model_validate(data, strict=True)
     except ValidationError as error:
@@ -72,7 +77,8 @@ def parse(model: type[M], body: bytes) -> M:
     raise Problem("invalid_request", detail, errors=listed)
 
 
-def _load(body: bytes) -> Any:
+def load(body: bytes) -> Any:
+    """The JSON value that the body holds. Raises Problem."""
     if not body.strip():
         raise Problem("malformed_json", "The body is empty.")
     try:

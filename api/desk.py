@@ -25,6 +25,7 @@ from slm_jobs.schemas import GenerationParams, Job, JobRequest, JobSpec
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore, new_job_id
 
+_QUICK_SECONDS = 0.5
 _PARAMS = set(GenerationParams.model_fields)
 
 
@@ -82,9 +83,12 @@ class Desk:
                 spec, job_id=job_id, owner=caller, tokens=tokens, idempotency=idempotency
             )
 
+        started = time.monotonic()
         try:
             return create()
         except StoreUnavailable:  # it may have been taken; the id makes asking again safe
+            if time.monotonic() - started > _QUICK_SECONDS:  # no answer, rather than a lost one
+                raise
             return create()
 
     def cancel(self, job_id: str) -> Job:
@@ -98,24 +102,33 @@ class Desk:
     async def ended(self, job_id: str, seconds: float, http: Request) -> Job:
         """The job as soon as it has ended, or as it stands after `seconds`.
 
-        Raises ClientDisconnect when the client goes away, JobNotFound and StoreUnavailable.
+        Rides out a Redis that is away for shorter. Raises ClientDisconnect when the client goes
+        away, JobNotFound, and StoreUnavailable at the end of the time.
         """
         until = time.monotonic() + seconds
-        gone = asyncio.create_task(_disconnected(http))
+        tasks = [asyncio.create_task(_disconnected(http))]
         try:
             async with self._events.watch(job_id) as watch:
                 while True:
-                    job = await run_in_threadpool(self.store.get, job_id)
+                    job, away = None, None
+                    try:
+                        job = await run_in_threadpool(self.store.get, job_id)
+                    except StoreUnavailable as error:
+                        away = error
                     left = until - time.monotonic()
-                    if job.status.is_terminal or left <= 0:
+                    if job and (job.status.is_terminal or left <= 0):
                         return job
-                    changed = asyncio.create_task(watch.wait(left))
-                    await asyncio.wait((changed, gone), return_when=asyncio.FIRST_COMPLETED)
-                    if gone.done():
-                        changed.cancel()
+                    if away and left <= 0:
+                        raise away
+                    tasks[1:] = [asyncio.create_task(watch.wait(left))]
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    if tasks[0].done():
                         raise ClientDisconnect
+                    if away:  # being woken means little
+                        await asyncio.sleep(min(left, _QUICK_SECONDS))
         finally:
-            gone.cancel()
+            for task in tasks:
+                task.cancel()
 
 
 async def _disconnected(http: Request) -> None:

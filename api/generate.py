@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from api.auth import Caller
-from api.body import json_bytes, parse
+from api.body import check, json_bytes, load
 from api.desk import Desk
 from api.documentation import json_body, problems
 from api.problems import Problem
@@ -77,11 +77,12 @@ def router(desk: Desk) -> APIRouter:
         model: ModelSpec, caller: Caller, body: bytes, http: Request, response: Response
     ) -> str:
         def begin() -> tuple[str, Call]:
-            wanted = parse(GenerateRequest, body)
+            data = load(body)
+            wanted = check(GenerateRequest, data)
             prompt, max_tokens = _fit(wanted, model, desk)
             fields = wanted.model_dump(exclude={"max_tokens"})
             request = JobRequest(**fields, max_tokens=max_tokens, model=model.name)
-            return wanted.prompt, Call.begin(desk, request, [prompt], caller, http, body)
+            return wanted.prompt, Call.begin(desk, request, [prompt], caller, http, data)
 
         prompt, call = await run_in_threadpool(begin)
         job = await call.succeeded(http)

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import compile_path
 
+from api.addresses import route_path
 from api.limits import quota_headers
 from api.openai.errors import respond
 from api.problems import PROBLEMS, Problem
@@ -100,7 +101,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """Those of every route at this address; the framework names those of the first."""
-    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    path = route_path(request.scope)
     return sorted(
         method.upper()
         for template, operations in request.app.openapi()["paths"].items()

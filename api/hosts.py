@@ -8,6 +8,7 @@ import re
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.addresses import route_path
 from api.openai.errors import respond
 from api.problems import Problem
 
@@ -22,7 +23,7 @@ class HostCheck:
         self._allowed = {name.strip().lower() for name in allowed.split(",")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not ("*" in self._allowed or scope["path"] in _PROBES):
+        if scope["type"] == "http" and not ("*" in self._allowed or route_path(scope) in _PROBES):
             host = Headers(scope=scope).get("host", "")
             if _PORT.sub("", host).lower() not in self._allowed:
                 detail = (

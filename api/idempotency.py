@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from typing import Any
 
 from fastapi import Request
 
@@ -17,11 +18,12 @@ _KEY = f'"[!-~]{_MORE}"|[!#-~]{_MORE}'  # in quotes, or beginning with none
 IDEMPOTENCY_KEY_SCHEMA = {"pattern": f"^({_KEY})$"}  # for the OpenAPI document
 
 
-def idempotency_of(request: Request, body: bytes) -> Idempotency | None:
+def idempotency_of(request: Request, data: Any) -> Idempotency | None:
     """What makes sending this request again safe; None if it carries no key.
 
     The key may stand in quotes, as the draft has it, or bare, as most clients send it. The body is
-    compared in a canonical form, with the address it was sent to. Call it with a checked body.
+    compared in a canonical form, with the address it was sent to. `data` is what `body.load` made
+    of it, and has been checked.
     """
     given = request.headers.get(HEADER)
     if given is None:
@@ -29,11 +31,7 @@ def idempotency_of(request: Request, body: bytes) -> Idempotency | None:
     if not re.fullmatch(_KEY, given):
         raise Problem("invalid_request", f"{HEADER} must be 1 to 255 visible ASCII characters.")
     key = given[1:-1] if given[0] == '"' else given
-    canonical = json.dumps(
-        [request.scope["path"], json.loads(body.decode("utf-8-sig"))],
-        sort_keys=True,
-        separators=(",", ":"),
-    )
+    canonical = json.dumps([request.scope["path"], data], sort_keys=True, separators=(",", ":"))
     return Idempotency(_sha256(key), _sha256(canonical))
 
 

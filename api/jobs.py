@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from api.auth import Caller, Viewer
-from api.body import json_bytes, parse
+from api.body import check, json_bytes, load
 from api.desk import Desk
 from api.documentation import (
     JOB_BODY,
@@ -137,12 +137,12 @@ def router(desk: Desk) -> APIRouter:
         """
 
         def take() -> Admission:
-            wanted = parse(JobRequest, body)
+            data = load(body)
             return desk.submit(
-                wanted,
+                check(JobRequest, data),
                 caller,
                 request_id=request.state.request_id,
-                idempotency=idempotency_of(request, body),
+                idempotency=idempotency_of(request, data),
             )
 
         job, replayed, quotas = await run_in_threadpool(take)

@@ -94,7 +94,7 @@ PROBLEMS: dict[str, ProblemType] = {
     "exceeds_limit": ProblemType(
         422,
         "The request asks for more than the key's limits ever allow",
-        "This request may take 51200 tokens; the key has 20000 tokens a minute.",
+        "This request asks for more than the key will ever have: 20000 tokens.",
     ),
     "idempotency_conflict": ProblemType(
         422,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import Counter
 from typing import Literal
 
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from api.auth import Viewer
 from api.documentation import problems
 from api.problems import Problem
+from slm_jobs.errors import StoreUnavailable
 from slm_jobs.manifest import Manifest, Template
 from slm_jobs.schemas import QueueInfo
 from slm_jobs.store import JobStore
+
+READY_SECONDS = 1.0  # for which an answer of `/readyz` holds
 
 
 class Model(BaseModel):
@@ -43,8 +49,39 @@ class Readiness(BaseModel):
     workers: int = Field(description="Workers alive now that host any model of ours.")
 
 
+class _Crew:
+    """The workers alive for our models, as they were a moment ago: whoever asks needs no key, so
+    that asking often must cost no thread and no call of Redis each time."""
+
+    def __init__(self, store: JobStore, models: set[str]) -> None:
+        self._store = store
+        self._models = models
+        self._seen: int | StoreUnavailable = 0
+        self._until = 0.0
+        self._looking = asyncio.Lock()
+
+    async def size(self) -> int:
+        """Raises StoreUnavailable."""
+        async with self._looking:
+            if time.monotonic() >= self._until:
+                self._seen = await run_in_threadpool(self._look)
+                self._until = time.monotonic() + READY_SECONDS
+            seen = self._seen
+        if isinstance(seen, StoreUnavailable):
+            raise StoreUnavailable(*seen.args)
+        return seen
+
+    def _look(self) -> int | StoreUnavailable:
+        try:
+            workers = self._store.workers()
+        except StoreUnavailable as error:
+            return error
+        return sum(1 for worker in workers if self._models.intersection(worker.models))
+
+
 def router(store: JobStore, manifest: Manifest) -> APIRouter:
     routes = APIRouter(tags=["service"])
+    crew = _Crew(store, set(manifest.models))
 
     @routes.get(
         "/models",
@@ -89,10 +126,10 @@ def router(store: JobStore, manifest: Manifest) -> APIRouter:
         summary="Can jobs run?",
         responses={**problems("not_ready", "store_unavailable")},
     )
-    def readyz() -> Readiness:
-        """Whether Redis answers and at least one worker is alive for any model that is served."""
-        ours = set(manifest.models)
-        workers = sum(1 for worker in store.workers() if ours.intersection(worker.models))
+    async def readyz() -> Readiness:
+        """Whether Redis answers and at least one worker is alive for any model that is served;
+        as it was up to a second ago."""
+        workers = await crew.size()
         if not workers:
             names = ", ".join(manifest.models)
             detail = f"Redis answers, but no worker is alive for any of: {names}."

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from api.auth import Caller, still_valid
 from api.desk import Desk
 from api.documentation import STREAM, problems
-from api.follow import Ended, Restarted, StatusChanged, TextAdded
+from api.follow import Ended, JobEvent, Restarted, StatusChanged, TextAdded
 from api.jobs import VisibleJob
+from slm_jobs.errors import StoreUnavailable
+
+_KEY_SECONDS = 1.0  # after which an open stream's key is looked at again
+
+log = logging.getLogger(__name__)
 
 
 def router(desk: Desk) -> APIRouter:
@@ -27,7 +35,9 @@ def router(desk: Desk) -> APIRouter:
         },
     )
     async def stream_job(
+        caller: Caller,
         job: VisibleJob,
+        request: Request,
         last_event_id: Annotated[
             str | None,
             Header(
@@ -43,17 +53,29 @@ def router(desk: Desk) -> APIRouter:
         the job runs if it was made with `"stream": true`, else at its end. Comments keep idle
         connections open.
         """
-        async for event in desk.follow(job.id, last_event_id):
-            match event:
-                case StatusChanged(status, attempt):
-                    data = {"status": status.value, "attempt": attempt}
-                    yield ServerSentEvent(event="status", data=data)
-                case TextAdded(index, text, event_id):
-                    data = {"index": index, "text": text}
-                    yield ServerSentEvent(event="token", data=data, id=event_id)
-                case Restarted():
-                    yield ServerSentEvent(event="restart", data={})
-                case Ended(ended):
-                    yield ServerSentEvent(event="done", data=ended.model_dump(mode="json"))
+        checked = time.monotonic()
+        try:
+            async for event in desk.follow(job.id, last_event_id):
+                if time.monotonic() - checked > _KEY_SECONDS:
+                    if not await still_valid(request, caller):
+                        return
+                    checked = time.monotonic()
+                yield _to_sse(event)
+        except StoreUnavailable as error:  # clients connect again, and go on where they were
+            extra = {"request_id": request.state.request_id, "job_id": job.id}
+            log.warning("a stream breaks off: %s", error, extra=extra)
 
     return routes
+
+
+def _to_sse(event: JobEvent) -> ServerSentEvent:
+    match event:
+        case StatusChanged(status, attempt):
+            data = {"status": status.value, "attempt": attempt}
+            return ServerSentEvent(event="status", data=data)
+        case TextAdded(index, text, event_id):
+            return ServerSentEvent(event="token", data={"index": index, "text": text}, id=event_id)
+        case Restarted():
+            return ServerSentEvent(event="restart", data={})
+        case Ended(job):
+            return ServerSentEvent(event="done", data=job.model_dump(mode="json"))

@@ -58,6 +58,7 @@ class RedisServer:
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": "",
+            "maxmemory": "1gb",  # near it the api takes no more jobs; without it the kernel kills
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
         }

@@ -42,6 +42,8 @@ def refusal(outcome: str, details: Sequence[Any]) -> Refused:
             return JobGone(details[0])
         case "priority":
             return PriorityTooHigh(details[0])
+        case "memory":
+            return QueueFull("Redis is nearly out of memory")
         case "full":
             return QueueFull(f"{details[0]} jobs of this model wait already")
         case "limited":

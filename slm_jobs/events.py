@@ -45,7 +45,8 @@ class JobEvents:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._channels: dict[str, _Channel] = {}
-        self._wanted: asyncio.Queue[str] = asyncio.Queue()  # channels that came, or are left
+        self._unsettled: dict[str, None] = {}  # channels that came, or are left, in order
+        self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -74,17 +75,18 @@ class JobEvents:
         channel = self._channels.get(name)
         if channel is None:
             channel = self._channels[name] = _Channel()
-            self._wanted.put_nowait(name)
+            self._settle(name)
         changed = asyncio.Event()
         channel.watchers.add(changed)
         try:
             with suppress(TimeoutError):
                 await asyncio.wait_for(channel.heard.wait(), 1.0)
+                changed.clear()  # set by the confirmation itself
             yield Watch(changed)
         finally:
             channel.watchers.discard(changed)
             if not channel.watchers:
-                self._wanted.put_nowait(name)
+                self._settle(name)
 
     async def close(self) -> None:
         if self._task:
@@ -104,11 +106,11 @@ class JobEvents:
             self._wake_all()
             await asyncio.sleep(_PAUSE)
             for name in self._channels:
-                self._wanted.put_nowait(name)
+                self._settle(name)
 
     async def _listen(self, pubsub: PubSub) -> None:
         """Hears, and subscribes, in turn: the connection is for one task at a time."""
-        wanted = asyncio.create_task(self._wanted.get())
+        wanted = asyncio.create_task(self._something.wait())
         hearing: asyncio.Task[dict[str, str] | None] | None = None
         try:
             while True:
@@ -119,27 +121,35 @@ class JobEvents:
                 self._hear(await _stopped(hearing))
                 hearing = None
                 if wanted.done():
-                    await self._subscribe(pubsub, wanted.result())
-                    wanted = asyncio.create_task(self._wanted.get())
+                    await self._subscribe(pubsub)
+                    wanted = asyncio.create_task(self._something.wait())
         finally:
             wanted.cancel()
             if hearing:
                 hearing.cancel()
 
-    async def _subscribe(self, pubsub: PubSub, name: str) -> None:
-        channel = self._channels.get(name)
-        if channel and channel.watchers:
-            await pubsub.subscribe(name)
-        elif channel:
+    def _settle(self, name: str) -> None:
+        self._unsettled[name] = None
+        self._something.set()
+
+    async def _subscribe(self, pubsub: PubSub) -> None:
+        """Brings what Redis tells us in step with who watches."""
+        self._something.clear()
+        names = [name for name in self._unsettled if name in self._channels]
+        self._unsettled.clear()
+        left = [name for name in names if not self._channels[name].watchers]
+        for name in left:
             del self._channels[name]
-            await pubsub.unsubscribe(name)
+        if came := [name for name in names if name not in left]:
+            await pubsub.subscribe(*came)
+        if left:
+            await pubsub.unsubscribe(*left)
 
     def _hear(self, message: dict[str, str] | None) -> None:
         channel = self._channels.get(message["channel"]) if message else None
         if channel and message:
-            if message["type"] == "subscribe" and not channel.heard.is_set():
+            if message["type"] == "subscribe":  # what came before it may have been missed
                 channel.heard.set()
-                return
             for changed in channel.watchers:
                 changed.set()
 
@@ -168,7 +178,5 @@ async def _stopped(hearing: asyncio.Task[dict[str, str] | None] | None) -> dict[
         return None
     if not hearing.done():
         hearing.cancel()
-        with suppress(asyncio.CancelledError):
-            return await hearing
-        return None
-    return hearing.result()
+        await asyncio.wait({hearing})
+    return None if hearing.cancelled() else hearing.result()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from redis.exceptions import ResponseError
 
 from slm_jobs.connection import store_errors
-from slm_jobs.errors import QueueFull
+from slm_jobs.errors import StoreUnavailable
 from slm_jobs.schemas import WorkerInfo
 
 if TYPE_CHECKING:
@@ -34,10 +34,12 @@ class Rates:
     def of(self, model: str) -> float:
         """0 while nobody has measured one."""
         if time.monotonic() - self._asked > _FRESH_SECONDS:
-            rates: Counter[str] = Counter()
-            for worker in self._workers():
-                rates.update(worker.tokens_per_second)
-            self._rates, self._asked = rates, time.monotonic()
+            self._asked = time.monotonic()
+            with suppress(StoreUnavailable):  # an estimate is not worth an error
+                rates: Counter[str] = Counter()
+                for worker in self._workers():
+                    rates.update(worker.tokens_per_second)
+                self._rates = rates
         return self._rates[model]
 
 
@@ -49,13 +51,12 @@ class Memory:
         self._asked = -math.inf
         self._nearly_full = False
 
-    def check(self) -> None:
-        """Raises QueueFull."""
+    def nearly_full(self) -> bool:
         if time.monotonic() - self._asked > _FRESH_SECONDS:
             self._asked = time.monotonic()
-            with store_errors(), suppress(ResponseError):  # it may be forbidden to ask
+            # it may be forbidden to ask; and if Redis is away, what asks for memory will tell
+            with suppress(StoreUnavailable, ResponseError), store_errors():
                 info = cast("dict[str, int]", self._redis.info("memory"))
                 most = info.get("maxmemory", 0)
                 self._nearly_full = bool(most) and info["used_memory"] > most * FULL_SHARE
-        if self._nearly_full:
-            raise QueueFull("Redis is nearly out of memory")
+        return self._nearly_full

@@ -11,9 +11,37 @@ from datetime import UTC, datetime
 
 from pydantic import TypeAdapter
 
-from slm_jobs.schemas import Job, JobError, JobStatus, Output, Piece, QueuePosition, Usage
+from slm_jobs.schemas import Job, JobError, JobSpec, JobStatus, Output, Piece, QueuePosition, Usage
 
 OUTPUTS = TypeAdapter(list[Output])
+# What scripts return of a record, in this order.
+FIELDS = (
+    "status",
+    "key",
+    "model",
+    "priority",
+    "about",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "attempt",
+    "cancel_requested",
+    "outputs",
+    "usage",
+    "fingerprint",
+    "error",
+)
+
+
+def about(spec: JobSpec) -> str:
+    """What a record tells of its request, in short."""
+    return json.dumps({"seed": spec.seed, "metadata": spec.metadata}, ensure_ascii=False)
+
+
+def to_record(values: Sequence[str | None]) -> dict[str, str]:
+    """A record as scripts return it; empty if there is none."""
+    pairs = zip(FIELDS, values, strict=True)
+    return {name: value for name, value in pairs if value is not None}
 
 
 def fields(flat: Sequence[str]) -> dict[str, str]:
@@ -22,7 +50,7 @@ def fields(flat: Sequence[str]) -> dict[str, str]:
 
 
 def to_job(job_id: str, record: Mapping[str, str], queue: QueuePosition | None = None) -> Job:
-    request = json.loads(record["request"])
+    about = json.loads(record["about"])
     return Job(
         id=job_id,
         status=JobStatus(record["status"]),
@@ -32,14 +60,14 @@ def to_job(job_id: str, record: Mapping[str, str], queue: QueuePosition | None =
         finished_at=to_time(record["finished_at"]) if "finished_at" in record else None,
         attempt=int(record["attempt"]),
         priority=int(record["priority"]),
-        seed=request["seed"],
+        seed=about["seed"],
         queue=queue,
         cancel_requested="cancel_requested" in record,
         outputs=OUTPUTS.validate_json(record["outputs"]) if "outputs" in record else [],
         usage=Usage.model_validate_json(record["usage"]) if "usage" in record else None,
         fingerprint=record.get("fingerprint"),
         error=JobError.model_validate_json(record["error"]) if "error" in record else None,
-        metadata=request["metadata"],
+        metadata=about["metadata"],
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slm_jobs import keys
+from slm_jobs.records import FIELDS
 from slm_jobs.tickets import TICKET_TEMPLATE, TICKETS_MAX, queue_name
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ def _declarations() -> str:
     names = {name: value for name, value in vars(keys).items() if name.isupper()}
     names |= {"QUEUE": queue_name(""), "TICKET": TICKET_TEMPLATE}
     lines = [f"local {name} = [==[{value}]==]" for name, value in names.items()]
-    return "\n".join([*lines, f"local TICKETS_MAX = {TICKETS_MAX}", ""])
+    fields = ", ".join(f"'{name}'" for name in FIELDS)
+    return "\n".join(
+        [*lines, f"local TICKETS_MAX = {TICKETS_MAX}", f"local FIELDS = {{ {fields} }}", ""]
+    )
 
 
 def register(redis: Redis) -> dict[str, Script]:

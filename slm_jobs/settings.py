@@ -25,7 +25,9 @@ class Settings(BaseSettings):
         "redis://127.0.0.1:6379/0", description="Redis for jobs and for Celery's tickets."
     )
     redis_timeout_seconds: float = Field(
-        2.0, gt=0, description="Longest wait for a reply of Redis; without one the api answers 503."
+        2.0,
+        gt=0,
+        description="Longest wait for one reply of Redis; without it the api answers 503.",
     )
     models_file: Path = Field(
         PACKAGED_MANIFEST,

@@ -21,7 +21,15 @@ from slm_jobs.commands import Commands
 from slm_jobs.connection import connect, store_errors
 from slm_jobs.errors import JobNotEnded, JobNotFound, Quota
 from slm_jobs.gauges import Memory, Rates
-from slm_jobs.records import OUTPUTS, fields, to_job, to_microseconds, to_piece
+from slm_jobs.records import (
+    OUTPUTS,
+    about,
+    fields,
+    to_job,
+    to_microseconds,
+    to_piece,
+    to_record,
+)
 from slm_jobs.schemas import (
     Beat,
     Job,
@@ -142,7 +150,6 @@ class JobStore:
         job_id = job_id or new_job_id()
         if spec.seed is None:
             spec = spec.model_copy(update={"seed": secrets.randbits(DRAWN_SEED_BITS)})
-        self._memory.check()
         outcome, *details = self._run(
             "create",
             job_id,
@@ -153,19 +160,21 @@ class JobStore:
             *(owner or ("", "")),
             *(idempotency or ("", "")),
             IDEMPOTENCY_SECONDS,
+            int(self._memory.nearly_full()),
+            about(spec),
             spec.model_dump_json(),
         )
         if outcome not in ("taken", "known"):
             raise refusal(outcome, details)
-        job_id, record, place, quotas = details
-        job = self._to_job(job_id, fields(record), place)
-        return Admission(job, outcome == "known", [Quota(*quota) for quota in quotas])
+        known_id, values, place, quotas = details
+        job = self._to_job(known_id, to_record(values), place)
+        return Admission(job, known_id != job_id, [Quota(*quota) for quota in quotas])
 
     def get(self, job_id: str, *, viewer: ApiKey | None = None) -> Job:
         """Raises JobNotFound, also when the record of an ended job has expired, and for a viewer
         who neither owns it nor is an admin."""
-        flat, place = self._run("read", job_id)
-        record = fields(flat)
+        values, place = self._run("read", job_id)
+        record = to_record(values)
         if not record or not (viewer is None or viewer.admin or record["key"] == viewer.id):
             raise JobNotFound(job_id)
         return self._to_job(job_id, record, place)
@@ -196,7 +205,7 @@ class JobStore:
             *statuses,
         )
         following, pairs = page[0], zip(page[1::2], page[2::2], strict=True)
-        jobs = [to_job(job_id, fields(record)) for job_id, record in pairs]
+        jobs = [to_job(job_id, to_record(values)) for job_id, values in pairs]
         return jobs, int(following) if following else None
 
     def cancel(self, job_id: str) -> Job:
@@ -204,10 +213,10 @@ class JobStore:
 
         Raises JobNotFound.
         """
-        record = fields(self._run("cancel", job_id, self._job_ttl_seconds))
-        if not record:
+        values = self._run("cancel", job_id, self._job_ttl_seconds)
+        if values is None:
             raise JobNotFound(job_id)
-        return to_job(job_id, record)
+        return to_job(job_id, to_record(values))
 
     def delete(self, job_id: str) -> None:
         """Forgets an ended job and its texts. Raises JobNotEnded."""
@@ -315,9 +324,18 @@ class JobStore:
         """Ends a job that a client cancelled, with what it has. False if the attempt is stale."""
         return self._end(work, JobStatus.CANCELLED, outputs, usage, fingerprint)
 
-    def fail(self, work: Work, error: JobError, usage: Usage | None = None) -> bool:
-        """Ends the job with an error. False if the attempt is stale; then nothing changed."""
+    def fail(
+        self,
+        work: Work,
+        error: JobError,
+        usage: Usage | None = None,
+        outputs: list[Output] | None = None,
+    ) -> bool:
+        """Ends the job with an error, and what it had computed. False if the attempt is stale; then
+        nothing changed."""
         record = {"usage": usage.model_dump_json()} if usage else {}
+        if outputs:
+            record["outputs"] = OUTPUTS.dump_json(outputs).decode()
         used = usage.total_tokens if usage else 0
         error_json = error.model_dump_json()
         return self._finish(work, JobStatus.FAILED, used, error=error_json, **record)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 from starlette.types import Scope
 
+from api.addresses import route_path
 from api.problems import PROBLEMS, Problem
 
 _PREFIX = "/v1/"
@@ -49,8 +50,7 @@ class OpenAIError(BaseModel):
 
 def respond(scope: Scope, problem: Problem) -> Response:
     """The problem in the form that clients of the request's address read."""
-    path = str(scope["path"]).removeprefix(scope.get("root_path", "").rstrip("/"))
-    if not path.startswith(_PREFIX):
+    if not route_path(scope).startswith(_PREFIX):
         return problem.response(scope["state"]["request_id"])
     status = _dialect(problem.code).status
     headers = dict(problem.headers)

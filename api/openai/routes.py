@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from api.admission import resolve
 from api.auth import Caller, Viewer
-from api.body import json_bytes, parse
+from api.body import check, json_bytes, load
 from api.desk import Desk
 from api.documentation import json_body
 from api.openai.errors import errors
@@ -114,10 +114,11 @@ def router(desk: Desk) -> APIRouter:
         """
 
         def begin() -> tuple[CompletionRequest, Call]:
-            wanted = parse(CompletionRequest, body)
+            data = load(body)
+            wanted = check(CompletionRequest, data)
             wanted.refuse_unsupported()
             prompts = [prompt or [END_OF_TEXT] for prompt in wanted.prompts]
-            return wanted, Call.begin(desk, wanted.job_request(), prompts, caller, http, body)
+            return wanted, Call.begin(desk, wanted.job_request(), prompts, caller, http, data)
 
         wanted, call = await run_in_threadpool(begin)
         before = _before_choices(wanted, desk)

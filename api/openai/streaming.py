@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import anyio
@@ -35,7 +36,8 @@ class TextStream(StreamingResponse):
 
     def __init__(self, call: Call, chunks: Chunks, events: AsyncIterator[JobEvent]) -> None:
         headers = {"X-Accel-Buffering": "no", **call.headers}
-        super().__init__(_kept_alive(chunks.of(events)), headers=headers)
+        self._lines = _kept_alive(chunks.of(events))
+        super().__init__(self._lines, headers=headers)
         self._call = call
         self._chunks = chunks
 
@@ -43,8 +45,9 @@ class TextStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            if not self._chunks.ended:
-                with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True):
+                await self._lines.aclose()
+                if not self._chunks.ended:
                     await self._call.abandon()
 
 
@@ -61,19 +64,20 @@ class Chunks:
         self._before = before
         self._include_usage = include_usage
 
-    async def of(self, events: AsyncIterator[JobEvent]) -> AsyncIterator[bytes]:
+    async def of(self, events: AsyncIterator[JobEvent]) -> AsyncGenerator[bytes, None]:
         """Ends with `[DONE]`, or with an error where what was sent cannot be made right."""
         for index, text in enumerate(self._before):
             if text:
                 yield self._chunk([Choice(index=index, text=text, finish_reason=None)])
         try:
-            async for line in self._told(events):
-                yield line
+            async with aclosing(self._told(events)) as lines:
+                async for line in lines:
+                    yield line
         except StoreUnavailable as error:
             log.warning("the stream of job %s breaks off: %s", self._job.id, error)
             yield _error("store_unavailable", PROBLEMS["store_unavailable"].example)
 
-    async def _told(self, events: AsyncIterator[JobEvent]) -> AsyncIterator[bytes]:
+    async def _told(self, events: AsyncIterator[JobEvent]) -> AsyncGenerator[bytes, None]:
         begun = False
         async for event in events:
             if isinstance(event, TextAdded):
@@ -121,9 +125,10 @@ def completion(job: Job, choices: list[Choice]) -> Completion:
     )
 
 
-async def _kept_alive(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _kept_alive(lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """The lines, and comments between them. Each line is awaited in a task of its own: neither a
-    comment nor a client that goes away breaks into what follows the job."""
+    comment nor a client that goes away breaks into what follows the job. It closes the lines,
+    however it stops."""
     following: asyncio.Future[bytes | None] | None = None
     try:
         while True:
@@ -137,8 +142,11 @@ async def _kept_alive(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 return
             yield line
     finally:
-        if following:
-            following.cancel()
+        with anyio.CancelScope(shield=True):
+            if following:
+                following.cancel()
+                await asyncio.wait((following,))  # until then the lines are in use
+            await lines.aclose()
 
 
 def _error(code: str, detail: str) -> bytes:

@@ -1,4 +1,4 @@
--- cancel(id, ttl in s) -> the record, as fields and values; none if there is no such job
+-- cancel(id, ttl in s) -> the record; nil if there is no such job
 -- A queued job ends here; the worker of a running one is told. An ended one stays as it is.
 local id, ttl_seconds = ARGV[2], ARGV[3]
 allow_when_full()
@@ -10,4 +10,4 @@ elseif job[1] == 'running' then
   redis.call('HSET', JOB .. id, 'cancel_requested', 1)
   redis.call('PUBLISH', COMMANDS .. job[2], id .. ' ' .. job[3])
 end
-return redis.call('HGETALL', JOB .. id)
+return job[1] and record(id)

@@ -1,15 +1,16 @@
 -- create(id, model, priority, tokens, most jobs that may wait, key, digest, idempotency key's digest,
---        body's digest, days' worth of its memory in s, request as JSON)
+--        body's digest, how long they are remembered in s, whether Redis is nearly full, what the
+--        record tells of the request as JSON, request as JSON)
 -- -> {outcome, details, ...}, where the outcome is
---   "taken" or "known": {id, the record as fields and values, its place, the quotas}; a known id is
---       left as it is, so a caller that got no reply may ask again, and so is the job of a known
---       idempotency key
+--   "taken" or "known": {id, the record, its place, the quotas}; a known id is left as it is, so a
+--       caller that got no reply may ask again, and so is the job of a known idempotency key
 --   "unauthorised" | "conflict" (another body came with this idempotency key) | "gone": {id} |
---   "priority": {highest} | "full": {waiting} | "limited": {the quotas}
+--   "priority": {highest} | "memory" | "full": {waiting} | "limited": {the quotas}
 -- `key` is '' for jobs that are nobody's and have no limits.
 local id, model, priority, tokens = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local most_waiting, key, digest = tonumber(ARGV[6]), ARGV[7], ARGV[8]
-local asked, body, memory_seconds, request = ARGV[9], ARGV[10], ARGV[11], ARGV[12]
+local asked, body, memory_seconds, nearly_full = ARGV[9], ARGV[10], ARGV[11], ARGV[12] == '1'
+local about, request = ARGV[13], ARGV[14]
 local time = now()
 
 if key ~= '' and not authorised(key, digest) then
@@ -43,6 +44,9 @@ if not known then
   if priority > (limits.max_priority or priority) then
     return { 'priority', limits.max_priority }
   end
+  if nearly_full then
+    return { 'memory' }
+  end
   local waiting = redis.call('ZCARD', WAITING .. model)
   if waiting >= most_waiting then
     return { 'full', waiting }
@@ -60,15 +64,15 @@ if limits.tokens_per_minute then
     meter(key, 'tokens', limits.tokens_per_minute, count * tokens, time)
 end
 if limits.jobs_in_flight then
-  quotas[#quotas + 1] =
-    stock('jobs-in-flight', limits.jobs_in_flight, count_in_flight(key, time), count)
+  local held = known and redis.call('ZCARD', IN_FLIGHT .. key) or count_in_flight(key, time)
+  quotas[#quotas + 1] = stock('jobs-in-flight', limits.jobs_in_flight, held, count)
 end
 if limits.queued_tokens then
   local queued = tonumber(redis.call('HGET', USAGE .. key, 'queued_tokens') or 0)
   quotas[#quotas + 1] = stock('queued-tokens', limits.queued_tokens, queued, count * tokens)
 end
 if known then
-  return { 'known', id, redis.call('HGETALL', JOB .. id), place(id), quotas }
+  return { 'known', id, record(id), place(id), quotas }
 end
 for _, quota in ipairs(quotas) do
   if quota[5] ~= 0 then
@@ -79,8 +83,8 @@ end
 for policy, level in pairs(levels) do
   set_level(key, policy, level, time)
 end
-create(id, key, model, priority, tokens, request)
+create(id, key, model, priority, tokens, about, request)
 if asked ~= '' then
   redis.call('SET', IDEMPOTENCY .. key .. ':' .. asked, body .. ' ' .. id, 'EX', memory_seconds)
 end
-return { 'taken', id, redis.call('HGETALL', JOB .. id), place(id), quotas }
+return { 'taken', id, record(id), place(id), quotas }

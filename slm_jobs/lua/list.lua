@@ -17,7 +17,7 @@ for i = 1, #scanned, 2 do
   local status = redis.call('HGET', JOB .. id, 'status')
   if status and (#ARGV < 7 or wanted[status]) then
     page[#page + 1] = id
-    page[#page + 1] = redis.call('HGETALL', JOB .. id)
+    page[#page + 1] = record(id)
   end
   if #page > 2 * most or (i + 1 == #scanned and #scanned == 2 * scanned_most) then
     page[1] = score

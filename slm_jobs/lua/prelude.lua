@@ -150,6 +150,11 @@ local function wait_in_line(id)
   push_ticket(model)
 end
 
+-- A job's record but for its request, whose texts may be long: one value for each of FIELDS.
+local function record(id)
+  return redis.call('HMGET', JOB .. id, unpack(FIELDS))
+end
+
 -- Where a job stands: {jobs ahead, jobs waiting, their tokens}; nothing if it is not queued.
 local function place(id)
   local job = redis.call('HMGET', JOB .. id, 'status', 'model')
@@ -180,8 +185,9 @@ local function owns(id, attempt)
   return job[1] == 'running' and job[2] == attempt
 end
 
--- (nothing) -> queued. `key` is '' for nobody's; `tokens` is what it may take at most.
-local function create(id, key, model, priority, tokens, request)
+-- (nothing) -> queued. `key` is '' for nobody's; `tokens` is what it may take at most; `about` is what
+-- its record tells of the request.
+local function create(id, key, model, priority, tokens, about, request)
   local time, sequence = now(), redis.call('INCR', SEQUENCE)
   redis.call('HSET', JOB .. id,
     'sequence', sequence,
@@ -190,6 +196,7 @@ local function create(id, key, model, priority, tokens, request)
     'model', model,
     'priority', priority,
     'tokens', tokens,
+    'about', about,
     'request', request,
     'created_at', time,
     'attempt', 0,
@@ -230,6 +237,9 @@ local function finish(id, status, ttl_seconds, used, ...)
   local time, key = now(), job[3]
   redis.call('HSET', JOB .. id, 'status', status, 'finished_at', time, ...)
   redis.call('HDEL', JOB .. id, 'cancel_requested')
+  if status ~= 'failed' then -- what failed may be wanted again
+    redis.call('HDEL', JOB .. id, 'request')
+  end
   for _, prefix in ipairs({ JOB, STREAM, SENT }) do
     redis.call('EXPIRE', prefix .. id, ttl_seconds)
   end

@@ -1,2 +1,2 @@
--- read(id) -> {the record as fields and values, its place}
-return { redis.call('HGETALL', JOB .. ARGV[2]), place(ARGV[2]) }
+-- read(id) -> {the record, its place}
+return { record(ARGV[2]), place(ARGV[2]) }

@@ -1,5 +1,7 @@
 -- rotate_key(key, digest) -> the key's fields and values; nil if there is none, or it is revoked
 local key = KEY .. ARGV[2]
+allow_when_full()
+
 if redis.call('EXISTS', key) == 0 or redis.call('HEXISTS', key, 'revoked_at') == 1 then
   return nil
 end

@@ -34,7 +34,7 @@ for _, model in ipairs(redis.call('SMEMBERS', MODELS)) do
 end
 
 -- What has outlived its record in lists of jobs.
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', ENDED, '-inf', time, 'LIMIT', 0, most)) do
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', ENDED, '-inf', time, 'LIMIT', 0, 8 * most)) do
   local key, id = member:match('^(%S*) (%S+)$')
   forget(id, key)
 end

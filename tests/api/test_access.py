@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from api.addresses import route_path
 from api.app import create_app
 from slm_jobs.api_keys import KeySettings, NewKey
 from slm_jobs.events import JobEvents
@@ -188,6 +189,30 @@ def test_a_name_that_is_not_ours(client: TestClient) -> None:
         problem(client.get("/docs", headers={"Host": host}), "unknown_host")
     assert client.get("/docs", headers={"Host": "TestServer:8000"}).status_code == 200
     assert client.get("/healthz", headers={"Host": "10.0.0.7"}).status_code == 200
+
+
+def test_probes_ask_by_address_behind_a_prefix_too(
+    settings: Settings, store: JobStore, events: JobEvents
+) -> None:
+    by_address = {"Host": "10.0.0.7"}
+    for prefix in ("/slm", "/v1"):
+        with TestClient(create_app(settings, store, events), root_path=prefix) as client:
+            assert client.get(f"{prefix}/healthz", headers=by_address).status_code == 200
+            problem(client.get(f"{prefix}/docs", headers=by_address), "unknown_host")
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix", "routed"),
+    [
+        ("/v1/models", "", "/v1/models"),
+        ("/slm/v1/models", "/slm", "/v1/models"),
+        ("/slm/v1/models", "/slm/", "/v1/models"),
+        ("/v1/models", "/v", "/v1/models"),  # a name that only begins alike
+        ("/v1/models", "/slm", "/v1/models"),
+    ],
+)
+def test_the_path_of_a_route(path: str, prefix: str, routed: str) -> None:
+    assert route_path({"path": path, "root_path": prefix}) == routed
 
 
 def test_any_name(settings: Settings, store: JobStore, events: JobEvents) -> None:

@@ -9,6 +9,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.idempotency import IDEMPOTENCY_KEY_SCHEMA
+from api.problems import PROBLEMS
+from slm_jobs.api_keys import KeySettings
+from slm_jobs.store import JobStore
+from tests.api.conftest import bearer
+from tests.api.fake_worker import FakeWorker
 
 
 def post(client: TestClient, body: str, **headers: str) -> int:
@@ -43,6 +48,36 @@ def test_idempotency_keys_are_as_documented(client: TestClient, given: str, good
     assert bool(re.search(IDEMPOTENCY_KEY_SCHEMA["pattern"], given)) is good
     status = post(client, '{"prompt": "Hello", "max_tokens": 8}', **{"Idempotency-Key": given})
     assert status == (202 if good else 422)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/jobs", '{"prompt": "a", "max_tokens": 4, "metadata": {"a": "b"}}'),
+        ("/v1/completions", '{"model": "tiny", "prompt": "a", "max_tokens": 4}'),
+        ("/generate", '{"prompt": "a", "max_tokens": 4}'),
+    ],
+)
+def test_equal_numbers_are_one_request(
+    client: TestClient, store: JobStore, path: str, body: str
+) -> None:
+    """However they are written: an Idempotency-Key goes with the body as it was understood."""
+    headers = {"Content-Type": "application/json", "Idempotency-Key": "k"}
+    statuses = []
+    with FakeWorker(store) as worker:
+        for number in ("4", "4.0", "40e-1", "5"):
+            sent = body.replace("4", number)
+            statuses.append(client.post(path, content=sent, headers=headers).status_code)
+    assert [status < 300 for status in statuses] == [True, True, True, False]
+    assert statuses[-1] == 422
+    assert len(worker.seen) == 1
+
+
+def test_the_example_of_exceeds_limit_is_what_is_said(client: TestClient, store: JobStore) -> None:
+    poor = bearer(store.keys.create(KeySettings(name="x", tokens_per_minute=20_000)))
+    body = {"model": "small", "prompt": ["a"] * 16, "n": 4, "max_tokens": 400}
+    answer = client.post("/jobs", json=body, headers=poor).json()
+    assert answer["detail"] == PROBLEMS["exceeds_limit"].example
 
 
 def test_parameters_are_never_null(client: TestClient) -> None:

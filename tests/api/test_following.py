@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from slm_jobs.api_keys import NewKey
 from slm_jobs.schemas import Output, Piece, Usage, Work
 from slm_jobs.store import JobStore
 from tests.api.fake_worker import FINGERPRINT, FakeWorker, outputs, usage
@@ -171,6 +172,33 @@ def test_a_place_that_is_none(client: TestClient, place: str) -> None:
     job = take(client)
     response = client.get(f"/jobs/{job}/stream", headers={"Last-Event-ID": place})
     problem(response, "invalid_request")
+
+
+def test_a_stream_ends_with_its_key(client: TestClient, store: JobStore, key: NewKey) -> None:
+    job = take(client, stream=True)
+    work = claim(store)
+    stop = threading.Event()
+
+    def write() -> None:
+        token = 0
+        while not stop.wait(0.1):
+            store.append(work, "f", [Piece(0, token, token + 1, " x")])
+            token += 1
+
+    writer, ender = (
+        threading.Thread(target=write),
+        threading.Timer(0.5, store.keys.revoke, [key.id]),
+    )
+    writer.start()
+    ender.start()
+    started = time.monotonic()
+    found = events(client, job)
+    stop.set()
+    writer.join()
+    ender.join()
+    assert "done" not in [name for name, _, _ in found]
+    assert len(found) > 3
+    assert time.monotonic() - started < 5
 
 
 def test_no_job_to_follow(client: TestClient) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import pytest
@@ -115,6 +116,33 @@ def test_a_silent_stream_stays_open(
     lines = [line for line in body.decode().split("\n\n") if line.startswith("data: ")]
     assert lines[-1] == "data: [DONE]"
     assert joined([json.loads(line[6:]) for line in lines[:-1]], 1) == [" <0> ☃"]
+
+
+@pytest.mark.parametrize("stopped_in_a_line", [False, True])
+def test_a_stream_that_is_stopped_closes_what_it_reads(stopped_in_a_line: bool) -> None:
+    async def stop() -> None:
+        closed = False
+
+        async def lines() -> AsyncGenerator[bytes, None]:
+            nonlocal closed
+            try:
+                yield b"1"
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                closed = True
+
+        source = lines()  # held here: only its user closes it
+        kept = streaming._kept_alive(source)
+        assert await anext(kept) == b"1"
+        if stopped_in_a_line:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(kept), 0.02)
+        await kept.aclose()
+        assert closed
+        assert await anext(source, None) is None
+
+    asyncio.run(stop())
 
 
 def test_a_job_that_is_deleted_in_its_stream(client: TestClient, store: JobStore) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import fakeredis
 import pytest
@@ -17,9 +19,12 @@ from starlette.types import Message, Scope
 
 import api.app
 import api.body
+import api.service
 from api.app import create_app
 from api.body import MAX_BODY_BYTES
+from slm_client.stack import StackOptions, make_plan, service_parts
 from slm_jobs.api_keys import NewKey
+from slm_jobs.schemas import WorkerInfo
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from tests.api.conftest import WORKER
@@ -56,7 +61,10 @@ def test_models(client: TestClient, store: JobStore) -> None:
     }
 
 
-def test_ready_once_a_worker_of_ours_is_alive(client: TestClient, store: JobStore) -> None:
+def test_ready_once_a_worker_of_ours_is_alive(
+    client: TestClient, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.service, "READY_SECONDS", 0.0)
     store.heartbeat(WORKER.model_copy(update={"id": "w0", "models": ["unserved"]}), [])
     response = client.get("/readyz")
     assert (response.status_code, response.json()["code"]) == (503, "not_ready")
@@ -65,6 +73,41 @@ def test_ready_once_a_worker_of_ours_is_alive(client: TestClient, store: JobStor
     store.heartbeat(WORKER, [])
     response = client.get("/readyz")
     assert (response.status_code, response.json()) == (200, {"status": "ready", "workers": 1})
+
+
+def test_readiness_is_looked_up_once_a_second(
+    client: TestClient,
+    store: JobStore,
+    redis_process: fakeredis.FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, looked = SimpleNamespace(now=100.0), 0
+    monkeypatch.setattr(api.service, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    workers = store.workers
+
+    def look() -> list[WorkerInfo]:
+        nonlocal looked
+        looked += 1
+        return workers()
+
+    monkeypatch.setattr(store, "workers", look)
+
+    def statuses() -> list[int]:
+        return [client.get("/readyz").status_code for _ in range(3)]
+
+    redis_process.connected = False
+    assert (statuses(), looked) == ([503] * 3, 1)
+    assert client.get("/readyz").json()["code"] == "store_unavailable"
+    redis_process.connected = True
+    store.heartbeat(WORKER, [])
+    clock.now += 0.9
+    assert (statuses(), looked) == ([503] * 3, 1)
+    clock.now += 0.2
+    assert (statuses(), looked) == ([200] * 3, 2)
+    store.forget_worker(WORKER.id)
+    clock.now += 1.1
+    assert (statuses(), looked) == ([503] * 3, 3)
+    assert client.get("/readyz").json()["code"] == "not_ready"
 
 
 def test_healthy_without_redis(client: TestClient, redis_process: fakeredis.FakeServer) -> None:
@@ -211,6 +254,20 @@ def test_uvicorn_starts_what_the_environment_describes(settings: Settings) -> No
     code = "from uvicorn import Config; c = Config('api.app:app'); c.load(); print(c.loaded)"
     done = run_python(code, SLM_MODELS_FILE=str(settings.models_file))
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+
+
+def test_the_image_and_slm_up_bound_the_api_alike(tmp_path: Path) -> None:
+    """How long it takes to stop, and how many connections it holds."""
+    image = (Path(api.app.__file__).parents[1] / "Dockerfile.api").read_text()
+    arguments: list[str] = json.loads(image.rpartition("\nCMD ")[2].replace("\\\n", ""))
+    _, _, [part], _ = service_parts(
+        make_plan(StackOptions(port=0, data_dir=tmp_path, redis_url=None), 0)
+    )
+    for option in ("--timeout-graceful-shutdown", "--limit-concurrency"):
+        wanted = part.command[part.command.index(option) + 1]
+        assert arguments[arguments.index(option) + 1] == wanted
+        assert int(wanted) > 0
+    assert arguments[:4] == ["python", "-m", "uvicorn", "api.app:app"]
 
 
 def test_uvicorn_ends_with_one_line_on_a_bad_manifest(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import pytest
 import redis.asyncio
 from redis import Redis
 
+from slm_client.redis_server import free_port
 from slm_jobs import keys
 from slm_jobs.api_keys import ApiKey, KeyProof, KeySettings
 from slm_jobs.errors import JobNotEnded, JobNotFound
 from slm_jobs.events import JobEvents
 from slm_jobs.schemas import JobStatus, Piece, Usage
+from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from tests.slm_jobs.examples import (
     ERROR,
@@ -122,6 +124,14 @@ def test_lists_forget_what_has_expired(store: JobStore, redis: Redis) -> None:
     store.clock_offset_ms += 86_400_000 + 1
     sweep(store, redis)
     assert redis.zcard(keys.JOBS_OF + viewer.id) == redis.zcard(keys.ENDED) == 0
+
+
+def test_the_texts_of_an_ended_job_are_not_kept_twice(store: JobStore, redis: Redis) -> None:
+    done, failed = create(store, "x" * 10_000), create(store, "y" * 10_000)
+    complete(store, claim(store))
+    store.fail(claim(store), ERROR)
+    assert "x" * 10_000 not in str(redis.hgetall(keys.job(done.id)))
+    assert redis.hexists(keys.job(failed.id), "request")  # to be run again
 
 
 # Reading
@@ -310,6 +320,29 @@ def test_a_cancelled_watcher_leaves_nothing_behind(real_store: JobStore, real_re
             await asyncio.wait_for(waiting, 1)
         finally:
             await events.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_outage_piles_nothing_up() -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+
+    async def scenario() -> None:
+        events = JobEvents.from_settings(Settings(redis_url=url))
+
+        async def watch(n: int) -> None:
+            async with events.watch(f"job_{n}") as watch:
+                await watch.wait(60)
+
+        tasks = [asyncio.create_task(watch(n)) for n in range(200)]
+        await asyncio.sleep(1.7)  # some tries
+        assert len(events._unsettled) <= 200
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.7)
+        assert not events._channels
+        await asyncio.wait_for(events.close(), 2)
 
     asyncio.run(scenario())
 

@@ -20,6 +20,7 @@ from slm_jobs.api_keys import KeyProof, KeySettings
 from slm_jobs.errors import (
     IdempotencyConflict,
     JobGone,
+    KeyRejected,
     PriorityTooHigh,
     QueueFull,
     Quota,
@@ -176,14 +177,32 @@ def test_a_full_queue_takes_nothing(make_store: MakeStore) -> None:
 
 
 def test_redis_without_memory_takes_nothing(real_redis: Redis) -> None:
+    owner = owner_of(JobStore(real_redis))
+    again = Idempotency("k", "b")
+    first = JobStore(real_redis).create(spec(), owner=owner, idempotency=again).job
     store = JobStore(real_redis)
     real_redis.config_set("maxmemory", int(real_redis.info("memory")["used_memory"] * 1.05))
     try:
         with pytest.raises(QueueFull, match="memory"):
             store.create(spec())
+        assert store.create(spec(), owner=owner, idempotency=again).job.id == first.id
     finally:
         real_redis.config_set("maxmemory", 0)
     JobStore(real_redis).create(spec())
+
+
+def test_a_key_is_stopped_even_when_redis_is_full(real_redis: Redis) -> None:
+    store = JobStore(real_redis)
+    owner, other = owner_of(store), owner_of(store)
+    real_redis.config_set("maxmemory", 1)
+    try:
+        store.keys.rotate(other.key)
+        store.keys.revoke(owner.key)
+    finally:
+        real_redis.config_set("maxmemory", 0)
+    for proof in (owner, other):
+        with pytest.raises(KeyRejected):
+            store.keys.authorise(proof)
 
 
 # Idempotency

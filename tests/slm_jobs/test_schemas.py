@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from slm_jobs.records import to_job
+from slm_jobs.records import about, to_job
 from slm_jobs.schemas import (
     MAX_PROMPTS,
     MAX_SEQUENCES,
@@ -123,7 +123,7 @@ def test_a_record_reads_as_a_job(prompt: str, outputs: list[str], metadata: dict
             "created_at": "1790000000001",
             "started_at": "1790000000002",
             "finished_at": "1790000000999",
-            "request": request.model_dump_json(),
+            "about": about(request),
             "outputs": f"[{','.join(output.model_dump_json() for output in expected)}]",
             "usage": usage.model_dump_json(),
         },

@@ -59,7 +59,7 @@ def test_create_again_returns_the_same_job(store: JobStore, redis: Redis) -> Non
     job_id = new_job_id()
     first = store.create(spec(), job_id=job_id)
     assert not first.replayed
-    assert store.create(spec(), job_id=job_id) == (first.job, True, [])
+    assert store.create(spec(), job_id=job_id) == (first.job, False, [])
 
     work = claim(store)
     running = store.create(spec(), job_id=job_id).job

@@ -1,0 +1,11 @@
+"""The address of a request, as routes have it."""
+
+from __future__ import annotations
+
+from starlette.types import Scope
+
+
+def route_path(scope: Scope) -> str:
+    """The path without the prefix under which a proxy has put the service (`root_path`)."""
+    path, prefix = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    return path[len(prefix) :] if path.startswith(f"{prefix}/") else path
