@@ -35,7 +35,8 @@ class Keys:
     def create(self, name: str, **settings: Unpack[KeySettings]) -> dict[str, Any]:
         """The new key with its `token`, which is not shown again.
 
-        Not repeated if the answer was lost: the key may be there, but nobody has its token.
+        Not repeated where the key may be there already, though nobody has its token: if the answer
+        was lost, or the service's store did not answer.
         """
         body = {"name": name, **settings}
         return self._connection.call("POST", "/admin/keys", dict, body=body, repeatable=False)

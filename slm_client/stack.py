@@ -233,7 +233,8 @@ def service_parts(plan: Plan) -> list[list[Part]]:
         module(
             "uvicorn",
             *f"api.app:app --host {options.host} --port {options.port} --no-access-log "
-            f"--timeout-graceful-shutdown {_API_SHUTDOWN_SECONDS}".split(),
+            f"--timeout-graceful-shutdown {_API_SHUTDOWN_SECONDS} "
+            "--limit-concurrency 2048".split(),  # streams stay open; above it comes 503
         ),
         plan.env,
         grace=2.0 * _API_SHUTDOWN_SECONDS,

@@ -15,8 +15,10 @@ from slm_client.errors import ApiError, BadInput, ServiceUnreachable
 
 # The request did not leave this machine.
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_NOT_ACCEPTED = (429, 503)  # by their meaning: nothing was done, come back later
-_GATEWAY = (502, 504)  # a proxy that found no service; whether it acted is unknown
+# Refused before anything was done: come back later.
+_REFUSED = ("queue_full", "not_ready")  # the codes of such a 503; a 429 always is one
+# What was asked may have been done: of a proxy, or of a service that lost its store meanwhile.
+_PERHAPS_DONE = (502, 503, 504)
 _STREAM_SILENCE = 60.0  # seconds; a stream that lives says something more often
 
 T = TypeVar("T")
@@ -91,7 +93,7 @@ class Connection:
         """One request, tried again while that is safe and in time; its answer through `read`.
 
         `wait`: seconds for which the service was asked to hold its answer back. `repeatable`: that
-        it may be done twice, so that it is sent again when its answer was lost.
+        it may be done twice, so that it is sent again when it is unknown whether it was done.
         """
         patience = Patience(self.retry_for)
         timeout = httpx.Timeout(self._timeout, read=self._timeout + wait)
@@ -114,9 +116,10 @@ class Connection:
                 if response.is_success or (method == "DELETE" and status == 404 and perhaps_done):
                     return self._read(response, read)
                 problem = self.api_error(response)
-                if status not in _NOT_ACCEPTED and not (repeatable and status in _GATEWAY):
-                    raise problem
-                perhaps_done |= status in _GATEWAY
+                if not _refused(problem):
+                    if not (repeatable and status in _PERHAPS_DONE):
+                        raise problem
+                    perhaps_done = True
             patience.pause(problem)
 
     @contextmanager
@@ -183,6 +186,11 @@ def growing(first: float, most: float) -> Iterator[float]:
     while True:
         yield pause
         pause = min(pause * 1.5, most)
+
+
+def _refused(problem: ApiError) -> bool:
+    """Whether it says that nothing was done, and that it may be later."""
+    return problem.status == 429 or (problem.status == 503 and problem.code in _REFUSED)
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -72,7 +72,9 @@ class Settings(BaseSettings):
         30.0, gt=0, description="How long a ticket claims work before it makes room for another."
     )
     job_timeout_seconds: float = Field(
-        900.0, gt=0, description="A job that runs longer fails with `job_timeout`."
+        900.0,
+        gt=0,
+        description="A job that runs longer fails with `job_timeout`, and keeps its text so far.",
     )
     drain_seconds: float = Field(
         20.0, ge=0, description="Grace after SIGTERM: running jobs may end, then are handed back."

@@ -22,7 +22,7 @@ from slm_jobs.store import JobStore
 from worker.batcher import ContinuousBatcher
 from worker.engines import load_engine
 from worker.job_log import log_job
-from worker.lane import EngineFault, HandedBack, SteppingEngine
+from worker.lane import EngineFault, HandedBack, SteppingEngine, Submission
 from worker.leases import Leases
 from worker.listener import Listener
 from worker.places import Places
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 MAX_PLACES = 128  # of a model; each is a thread that holds a job
 MAX_THREADS = 512
+_ENDING_SECONDS = 5.0  # that work may take to end when it is told to; a step takes far less
 
 Load = Callable[[ModelSpec, Settings], SteppingEngine]
 
@@ -111,7 +112,8 @@ class Host:
             return  # still held: what is unfinished goes back in one call
         except Exception as error:  # a mistake of ours
             log_job(log, logging.ERROR, work, "internal error", exc_info=True)
-            self._fail(work, "internal_error", f"the worker failed: {type(error).__name__}")
+            message = f"the worker failed: {type(error).__name__}"
+            self._fail(work, JobError(code="internal_error", message=message))
         finally:
             self._places.leave(work.model)
         self._leases.release(work)
@@ -127,35 +129,54 @@ class Host:
         )
         self._leases.attach(work, submission)
         try:
-            completions = submission.future.result(timeout=self.settings.job_timeout_seconds)
+            completions, late = self._result(submission)
         except CancelledError:
             log_job(log, logging.WARNING, work, "its lease was lost, dropped")
-        except TimeoutError:
+        except TimeoutError:  # nor did it end when it was told to: what it has is out of reach
             submission.drop()
-            limit = f"did not end within {self.settings.job_timeout_seconds:g} s"
-            self._fail(work, "job_timeout", limit)
+            self._fail(work, self._timeout())
         except SlmCoreError as error:
-            self._fail(work, "invalid_request", str(error))
+            self._fail(work, JobError(code="invalid_request", message=str(error)))
         except EngineFault as error:
-            self._fail(work, "engine_fault", str(error))
+            self._fail(work, JobError(code="engine_fault", message=str(error)))
         else:
-            self._end(work, completions, stream)
+            self._end(work, completions, stream, late=late)
 
-    def _end(self, work: Work, completions: list[Completion], stream: JobStream | None) -> None:
+    def _result(self, submission: Submission) -> tuple[list[Completion], bool]:
+        """The completions, and whether it was time, rather than a client, that ended what is cut.
+
+        Raises what the future raises, and TimeoutError if the engine does not end them in time.
+        """
+        try:
+            return submission.future.result(timeout=self.settings.job_timeout_seconds), False
+        except TimeoutError:
+            cancelled = submission.ending
+            submission.end()
+            return submission.future.result(timeout=_ENDING_SECONDS), not cancelled
+
+    def _end(
+        self, work: Work, completions: list[Completion], stream: JobStream | None, *, late: bool
+    ) -> None:
         """Commits the outputs, after the rest of the stream: who sees the end has all of it."""
         outputs, usage = to_outputs(work, completions)
         fingerprint = self._batcher.fingerprint(work.model)
-        cancelled = any(output.finish_reason == "cancelled" for output in outputs)
-        commit = self.store.cancelled if cancelled else self.store.complete
+        cut = any(output.finish_reason == "cancelled" for output in outputs)
+        error = self._timeout() if cut and late else None
 
         def write() -> bool:
             if stream:
                 stream.finish(completions)
+            if error:
+                return self.store.fail(work, error, usage, outputs)
+            commit = self.store.cancelled if cut else self.store.complete
             return commit(work, outputs, usage, fingerprint=fingerprint)
 
         self._commit(work, write)
-        ended = "cancelled" if cancelled else "complete"
-        log_job(log, logging.DEBUG, work, "%s, %d tokens", ended, usage.completion_tokens)
+        if error:
+            _log_failure(work, error)
+        else:
+            ended = "cancelled" if cut else "complete"
+            log_job(log, logging.DEBUG, work, "%s, %d tokens", ended, usage.completion_tokens)
 
     def request_ticket(self, model: str) -> None:
         """Leaves a ticket for what still waits; if that fails, the janitor will."""
@@ -204,9 +225,12 @@ class Host:
             except StoreUnavailable as error:
                 log.warning("cannot hand back; the janitor will when leases end: %s", error)
 
-    def _fail(self, work: Work, code: str, message: str) -> None:
-        log_job(log, logging.WARNING, work, "failed: %s: %s", code, message)
-        error = JobError(code=code, message=message)
+    def _timeout(self) -> JobError:
+        limit = f"did not end within {self.settings.job_timeout_seconds:g} s"
+        return JobError(code="job_timeout", message=limit)
+
+    def _fail(self, work: Work, error: JobError) -> None:
+        _log_failure(work, error)
         self._commit(work, lambda: self.store.fail(work, error))
 
     def _commit(self, work: Work, write: Callable[[], bool]) -> None:
@@ -222,3 +246,7 @@ class Host:
                     log_job(log, logging.ERROR, work, "outcome lost, it will run again: %s", error)
                     return
                 pause = min(2 * pause, 2.0)
+
+
+def _log_failure(work: Work, error: JobError) -> None:
+    log_job(log, logging.WARNING, work, "failed: %s: %s", error.code, error.message)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import typer
@@ -14,6 +15,8 @@ from slm_client.commands.options import print_json, print_result, screen
 from slm_client.errors import JobFailed
 from slm_client.job import Job, Params
 from slm_client.stream import DoneEvent, RestartEvent, TokenEvent
+
+_PARTS = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]{0,63})\}")  # of a template: braces, variables
 
 
 def generate(
@@ -69,8 +72,9 @@ def generate(
     if (prompt is None) == (template is None):
         raise typer.BadParameter("give either a PROMPT or a --template")
     params = options.sampling(model, max_tokens, temperature, top_k, top_p, seed)
+    variables = _variables(var or [])
     if template is not None:
-        params |= Params(template=template, variables=_variables(var or []))
+        params |= Params(template=template, variables=variables)
     elif var:
         raise typer.BadParameter("--var needs a --template")
     if priority:
@@ -81,10 +85,15 @@ def generate(
     with options.connect(url, api_key, data_dir) as client:
         job = client.submit(prompt, **params)
         try:
+            if as_json:
+                print_json(_ended(client, job.id).raw)
+                return
+            if template is not None:
+                prompt = render(_template_text(client, job.model, template), variables)
             if streams:
                 _print_stream(client, job.id, prompt or "")
             else:
-                _print_ended(client, job.id, prompt or "", as_json)
+                print_result((prompt or "") + _ended(client, job.id).text)
         except KeyboardInterrupt:
             screen.print()
             client.cancel(job.id)
@@ -104,13 +113,26 @@ def _variables(given: Iterable[str]) -> dict[str, str]:
     return variables
 
 
-def _print_ended(client: Client, job_id: str, prompt: str, as_json: bool) -> None:
+def render(text: str, variables: Mapping[str, str]) -> str:
+    """A template's text with the values in place, as the service puts them: `{name}` is a variable,
+    `{{` and `}}` are braces. Values are taken as they are; a variable without one stays."""
+
+    def replacement(part: re.Match[str]) -> str:
+        return variables.get(part[1], part[0]) if part[1] else part[0][0]
+
+    return _PARTS.sub(replacement, text)
+
+
+def _template_text(client: Client, model: str, template: str) -> str:
+    """Empty if it is not there any more."""
+    templates = next((m.get("templates") for m in client.models() if m["name"] == model), None)
+    return str((templates or {}).get(template, {}).get("text", ""))
+
+
+def _ended(client: Client, job_id: str) -> Job:
+    """Raises JobFailed."""
     with screen.status("generating…"):
-        job = _succeeded(client.wait(job_id))
-    if as_json:
-        print_json(job.raw)
-    else:
-        print_result(prompt + job.text)
+        return _succeeded(client.wait(job_id))
 
 
 def _print_stream(client: Client, job_id: str, prompt: str) -> None:

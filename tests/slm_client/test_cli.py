@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from slm_client.commands.generate import render
 from slm_client.redis_server import free_port
+from slm_jobs.manifest import Template
 from tests.slm_client.fake_http import Events
 from tests.slm_client.fake_service import AUTHORISED, KEY, FakeService, event
 from tests.slm_client.processes import REPOSITORY, SLM, eventually, slm
@@ -80,11 +82,39 @@ def test_generate(url: str, service: FakeService) -> None:
 def test_generate_from_a_template(url: str, service: FakeService) -> None:
     variables = ["--var", "animal=fox", "--var", "name=a=b"]
     result = slm("generate", "--template", "animal", *variables, "--priority", "3")
-    assert (result.exit_code, result.stdout) == (0, " and so on.\n")
+    assert (result.exit_code, result.stdout) == (0, "A fox and so on.\n")
     body = service.jobs["job_1"]["body"]
     assert (body["template"], body["priority"]) == ("animal", 3)
     assert body["variables"] == {"animal": "fox", "name": "a=b"}
     assert "prompt" not in body
+    result = slm("generate", "--template", "animal", "--var", "animal={x}", "--stream")
+    assert (result.exit_code, result.stdout) == (0, "A {x} and so on.\n")
+    result = slm("generate", "--template", "animal", *variables, "--json")
+    assert json.loads(result.stdout)["outputs"][0]["text"] == " and so on."
+    assert service.seen[-1].path == "/jobs/job_3"  # and it did not ask for the template
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--template", "gone"], ["--template", "animal", "--model", "x"]]
+)
+def test_a_template_that_is_not_there_any_more(url: str, arguments: list[str]) -> None:
+    result = slm("generate", *arguments)
+    assert (result.exit_code, result.stdout) == (0, " and so on.\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "rendered"),
+    [
+        ("{a} and {b_2}, {a}", "fox and {a}}}, fox"),
+        ("{{a}} is {a}, {b_2}", "{a} is fox, {a}}}"),
+        ("{{{a}}}{b_2}", "{fox}{a}}}"),
+    ],
+)
+def test_a_template_is_rendered_as_the_service_does(text: str, rendered: str) -> None:
+    variables = {"a": "fox", "b_2": "{a}}}"}
+    assert render(text, variables) == rendered
+    assert Template(text=text, variables=dict.fromkeys(variables, "")).render(variables) == rendered
+    assert render("{missing} {A} {a}", variables) == "{missing} {A} fox"
 
 
 def test_generate_streams(url: str, service: FakeService) -> None:

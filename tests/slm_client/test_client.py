@@ -17,13 +17,17 @@ from slm_client import (
     ServiceUnreachable,
 )
 from slm_client.redis_server import free_port
+from tests.slm_client.fake_http import Answer
 from tests.slm_client.fake_service import AUTHORISED, KEY, FakeService, problem
 
 OTHER = f"slm_{'b' * 10}_{'x' * 43}"
 
 REFUSED = httpx.ConnectError("refused")
 RESET = httpx.ReadError("reset")
-BUSY = problem(503, "redis_unavailable", "Redis does not answer")
+BUSY = problem(503, "store_unavailable", "Redis does not answer")
+FULL = problem(503, "queue_full", "too much waits")
+NOT_READY = problem(503, "not_ready", "no worker is alive")
+LIMITED = problem(429, "rate_limited", "later")
 
 
 def test_submit_sends_what_was_given_and_nothing_else(client: Client, service: FakeService) -> None:
@@ -231,6 +235,40 @@ def test_a_lost_key_is_not_made_again(client: Client, service: FakeService) -> N
     with pytest.raises(ServiceUnreachable, match="broke off"):
         client.keys.create("mine")
     assert len(service.keys) == 1
+
+
+@pytest.mark.parametrize("trouble", [BUSY, (503, {}, None), (502, {}, None), (504, {}, None)])
+def test_a_key_that_may_have_been_made_is_not_made_again(
+    client: Client, service: FakeService, trouble: Answer
+) -> None:
+    service.next_answers.append(trouble)
+    with pytest.raises(ApiError, match=str(trouble[0])):
+        client.keys.create("mine")
+    assert service.count("POST") == 1
+
+
+@pytest.mark.parametrize("trouble", [REFUSED, LIMITED, FULL, NOT_READY])
+def test_a_key_that_was_not_made_is_asked_for_again(
+    client: Client, service: FakeService, trouble: Answer | Exception
+) -> None:
+    service.next_answers.append(trouble)
+    client.keys.create("mine")
+    assert (service.count("POST"), len(service.keys)) == (2, 1)
+
+
+@pytest.mark.parametrize("trouble", [BUSY, RESET, (504, {}, None)])
+def test_what_may_have_been_deleted_is_not_missed(
+    client: Client, service: FakeService, trouble: Answer | Exception
+) -> None:
+    service.next_answers.append(trouble)
+    client.delete("job_1")
+    assert service.count("DELETE") == 2
+
+
+def test_what_was_not_deleted_is_missed(client: Client, service: FakeService) -> None:
+    service.next_answers.append(LIMITED)
+    with pytest.raises(ApiError, match="404 not_found"):
+        client.delete("job_1")
 
 
 def test_keys(client: Client, service: FakeService) -> None:

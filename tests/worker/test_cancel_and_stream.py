@@ -219,6 +219,23 @@ def test_text_is_there_while_the_job_runs_and_a_cancel_keeps_it(
     assert job.outputs[0].text == stream_of(store, job_id)
 
 
+def test_a_job_that_time_cut_short_has_all_its_text_in_its_stream(
+    started: MakeHost, store: JobStore, model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, slots=4)
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (time.sleep(0.004), step())[1])
+    host = started(engine, job_timeout_seconds=0.5)
+    job_id = submit(store, "Once", max_tokens=500, stream=True, ignore_eos=True)
+    serving(host).join(10)
+    job = store.get(job_id)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert job.error.code == "job_timeout"
+    assert job.outputs[0].finish_reason == "cancelled"
+    assert stream_of(store, job_id) == job.outputs[0].text != ""
+
+
 def test_a_redelivered_job_goes_on_where_its_stream_ends(
     started: MakeHost, store: JobStore, model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import fakeredis
 import pytest
 
+from slm_jobs.api_keys import KeyProof, KeySettings
 from slm_jobs.manifest import Manifest, ModelSpec
 from slm_jobs.schemas import JobSpec, JobStatus
 from slm_jobs.settings import Settings
@@ -111,10 +112,70 @@ def test_a_job_that_runs_too_long_fails(store: JobStore, engine: FakeEngine) -> 
     host = make_host(store, engine, job_timeout_seconds=0.05)
     job_id = submit(store, "hold")
     serve(host)
-    error = store.get(job_id).error
-    assert error is not None
-    assert error.code == "job_timeout"
+    job = store.get(job_id)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert job.error.code == "job_timeout"
+    assert not engine.live
+    host.stop()
+
+
+def test_what_time_cut_short_keeps_its_text_and_counts(store: JobStore) -> None:
+    token = store.keys.create(KeySettings(name="k", tokens_per_minute=200)).token
+    owner = KeyProof.of(token)
+    spec = JobSpec(model=MODEL, prompts=["short", "hold"], max_tokens=3, seed=7)
+    created = store.create(spec, owner=owner, tokens=200)
+    host = make_host(store, FakeEngine(step_seconds=0.01), job_timeout_seconds=0.1)
+    serve(host)
+    job = store.get(created.job.id)
+    assert job.status is JobStatus.FAILED
+    assert [(o.text, o.finish_reason) for o in job.outputs] == [
+        ("short#7", "length"),
+        ("hold#8", "cancelled"),
+    ]
+    assert job.usage is not None
+    assert job.usage.prompt_tokens == 9
+    assert job.usage.completion_tokens > 3
+    quotas = store.create(spec, owner=owner).quotas
+    [left] = [quota.remaining for quota in quotas if quota.policy == "tokens"]
+    # what it did not use came back at once; the rest does by 3.3 a second
+    assert 0 <= left - (200 - job.usage.total_tokens) < 10
+    host.stop()
+
+
+def test_a_hung_engine_fails_without_what_it_has(
+    store: JobStore, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.host._ENDING_SECONDS", 0.05)
+    hung, step = threading.Event(), engine.step
+    monkeypatch.setattr(engine, "step", lambda: (hung.wait(10), step())[1])
+    host = make_host(store, engine, job_timeout_seconds=0.05)
+    job_id = submit(store, "hold")
+    serve(host)
+    job = store.get(job_id)
+    assert job.error is not None
+    assert (job.error.code, job.outputs, job.usage) == ("job_timeout", [], None)
+    hung.set()
     until(lambda: not engine.live)
+    host.stop()
+
+
+def test_a_client_that_cancelled_before_the_deadline_wins(store: JobStore) -> None:
+    engine = FakeEngine(step_seconds=0.3)
+    host = make_host(store, engine, job_timeout_seconds=0.05)
+    job_id = submit(store, "hold")
+    host._leases.cancel(job_id, 1)
+    serve(host)
+    assert store.get(job_id).status is JobStatus.CANCELLED
+    host.stop()
+
+
+def test_what_ends_just_after_the_deadline_is_complete(store: JobStore) -> None:
+    engine = FakeEngine(step_seconds=0.3)
+    host = make_host(store, engine, job_timeout_seconds=0.05)
+    job_id = submit(store, "a", max_tokens=1)
+    serve(host)
+    assert store.get(job_id).status is JobStatus.SUCCEEDED
     host.stop()
 
 
