@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
@@ -26,7 +26,7 @@ from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore, new_job_id
 
 _QUICK_SECONDS = 0.5
-_PARAMS = set(GenerationParams.model_fields)
+_PARAMS = tuple(GenerationParams.model_fields)
 
 
 class Desk:
@@ -63,11 +63,12 @@ class Desk:
         Refused, and StoreUnavailable; then nothing was taken or charged.
         """
         model = admission.resolve(request.model, self.manifest)
-        texts = list(prompts) if prompts is not None else admission.prompts_of(request, model)
+        own = admission.prompts_of(request, model) if prompts is None else prompts
+        texts: list[str | list[int]] = list(own)
         lengths = [self.count_tokens(text) for text in texts]
         admission.check_length(request, model, lengths)
-        spec = JobSpec(
-            **request.model_dump(include=_PARAMS),
+        spec = JobSpec.model_construct(  # everything has been checked already
+            **{name: getattr(request, name) for name in _PARAMS},
             model=model.name,
             prompts=texts,
             priority=request.priority,
@@ -95,7 +96,7 @@ class Desk:
         """Blocks. Raises JobNotFound."""
         return self.store.cancel(job_id)
 
-    def follow(self, job_id: str, after: str | None = None) -> AsyncIterator[JobEvent]:
+    def follow(self, job_id: str, after: str | None = None) -> AsyncGenerator[JobEvent]:
         """See `follow.follow`."""
         return follow(self.store, self._events, job_id, after)
 

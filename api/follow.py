@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 
 from fastapi.concurrency import run_in_threadpool
@@ -52,7 +52,7 @@ JobEvent = StatusChanged | TextAdded | Restarted | Ended
 
 async def follow(
     store: JobStore, events: JobEvents, job_id: str, after: str | None = None
-) -> AsyncIterator[JobEvent]:
+) -> AsyncGenerator[JobEvent]:
     """Ends with `Ended`; or without, when the job is deleted meanwhile. Raises StoreUnavailable."""
     reader = _Reader(after)
     seen: StatusChanged | None = None

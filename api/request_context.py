@@ -13,7 +13,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from anyio import BrokenResourceError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,13 +22,13 @@ from api.problems import PROBLEMS, Problem
 
 HEADER = "X-Request-Id"
 _SANE = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SAFE = {
-    "Cache-Control": "no-store",  # prompts and texts are nobody else's business
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
+_SAFE = [
+    (b"cache-control", b"no-store"),  # prompts and texts are nobody else's business
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+]
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +60,12 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[HEADER] = request_id
-                for name, value in _SAFE.items():  # a route may have said otherwise
-                    headers.setdefault(name, value)
+                given = {name for name, _ in message["headers"]}  # a route may have said otherwise
+                message["headers"] = [
+                    *message["headers"],
+                    *(header for header in _SAFE if header[0] not in given),
+                    (HEADER.lower().encode(), request_id.encode()),
+                ]
             await send(message)
 
         # Quoted: a path may hold line breaks, and a log line must be one line.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request
@@ -55,12 +56,13 @@ def router(desk: Desk) -> APIRouter:
         """
         checked = time.monotonic()
         try:
-            async for event in desk.follow(job.id, last_event_id):
-                if time.monotonic() - checked > _KEY_SECONDS:
-                    if not await still_valid(request, caller):
-                        return
-                    checked = time.monotonic()
-                yield _to_sse(event)
+            async with aclosing(desk.follow(job.id, last_event_id)) as events:
+                async for event in events:
+                    if time.monotonic() - checked > _KEY_SECONDS:
+                        if not await still_valid(request, caller):
+                            return
+                        checked = time.monotonic()
+                    yield _to_sse(event)
         except StoreUnavailable as error:  # clients connect again, and go on where they were
             extra = {"request_id": request.state.request_id, "job_id": job.id}
             log.warning("a stream breaks off: %s", error, extra=extra)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis import exceptions
 from redis.asyncio import Redis
@@ -90,8 +90,7 @@ class JobEvents:
 
     async def close(self) -> None:
         if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await _end(self._task)
         await self._redis.aclose()
 
     async def _run(self) -> None:
@@ -176,7 +175,13 @@ async def _stopped(hearing: asyncio.Task[dict[str, str] | None] | None) -> dict[
     """What it heard, if it did; else it stops, and what arrives stays for the next."""
     if hearing is None:
         return None
-    if not hearing.done():
-        hearing.cancel()
-        await asyncio.wait({hearing})
+    await _end(hearing)
     return None if hearing.cancelled() else hearing.result()
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    """Cancels it until it has ended: `asyncio.wait_for`, which redis-py uses, may swallow a cancel
+    (Python 3.11)."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -34,7 +34,7 @@ class TextStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, call: Call, chunks: Chunks, events: AsyncIterator[JobEvent]) -> None:
+    def __init__(self, call: Call, chunks: Chunks, events: AsyncGenerator[JobEvent]) -> None:
         headers = {"X-Accel-Buffering": "no", **call.headers}
         self._lines = _kept_alive(chunks.of(events))
         super().__init__(self._lines, headers=headers)
@@ -64,20 +64,20 @@ class Chunks:
         self._before = before
         self._include_usage = include_usage
 
-    async def of(self, events: AsyncIterator[JobEvent]) -> AsyncGenerator[bytes, None]:
+    async def of(self, events: AsyncGenerator[JobEvent]) -> AsyncGenerator[bytes, None]:
         """Ends with `[DONE]`, or with an error where what was sent cannot be made right."""
         for index, text in enumerate(self._before):
             if text:
                 yield self._chunk([Choice(index=index, text=text, finish_reason=None)])
         try:
-            async with aclosing(self._told(events)) as lines:
+            async with aclosing(events), aclosing(self._told(events)) as lines:
                 async for line in lines:
                     yield line
         except StoreUnavailable as error:
             log.warning("the stream of job %s breaks off: %s", self._job.id, error)
             yield _error("store_unavailable", PROBLEMS["store_unavailable"].example)
 
-    async def _told(self, events: AsyncIterator[JobEvent]) -> AsyncGenerator[bytes, None]:
+    async def _told(self, events: AsyncGenerator[JobEvent]) -> AsyncGenerator[bytes, None]:
         begun = False
         async for event in events:
             if isinstance(event, TextAdded):
