@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from api.auth import Admin
 from api.body import json_bytes, parse
-from api.documentation import json_body, problems
+from api.documentation import BODY_PROBLEMS, json_body, problems
 from api.links import KEY_LINKS
 from slm_jobs.api_keys import ApiKey, KeySettings, KeyStore, NewKey
 
@@ -50,14 +50,7 @@ def router(keys: KeyStore) -> APIRouter:
         openapi_extra={"requestBody": _BODY},
         responses={
             201: {"links": KEY_LINKS},
-            **problems(
-                *_DENIED,
-                "malformed_json",
-                "body_timeout",
-                "body_too_large",
-                "unsupported_media_type",
-                "invalid_request",
-            ),
+            **problems(*_DENIED, *BODY_PROBLEMS),
         },
     )
     def create_key(admin: Admin, body: Annotated[bytes, Depends(json_bytes)]) -> NewKey:  # noqa: ARG001

@@ -92,10 +92,6 @@ class Desk:
                 raise
             return create()
 
-    def cancel(self, job_id: str) -> Job:
-        """Blocks. Raises JobNotFound."""
-        return self.store.cancel(job_id)
-
     def follow(self, job_id: str, after: str | None = None) -> AsyncGenerator[JobEvent]:
         """See `follow.follow`."""
         return follow(self.store, self._events, job_id, after)

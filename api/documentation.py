@@ -178,6 +178,27 @@ STREAM: dict[str, Any] = {
 }
 
 
+# What a route may answer with that reads a body, and one that takes a job.
+BODY_PROBLEMS = (
+    "malformed_json",
+    "body_timeout",
+    "body_too_large",
+    "unsupported_media_type",
+    "invalid_request",
+)
+TAKING_PROBLEMS = (
+    *BODY_PROBLEMS,
+    "unauthorised",
+    "forbidden",
+    "job_gone",
+    "exceeds_limit",
+    "idempotency_conflict",
+    "rate_limited",
+    "queue_full",
+    "store_unavailable",
+)
+
+
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these problems, and any with the default."""
     documented: dict[int | str, dict[str, Any]] = {}

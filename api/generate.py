@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from api.auth import Caller
 from api.body import check, json_bytes, load
 from api.desk import Desk
-from api.documentation import json_body, problems
+from api.documentation import TAKING_PROBLEMS, json_body, problems
 from api.problems import Problem
 from api.synchronous import Call, IdempotencyKey
 from slm_jobs.manifest import ModelSpec
@@ -51,23 +51,7 @@ _BODY = json_body(
         "value": {"prompt": "A fox met", "temperature": 0.9, "top_k": 100, "seed": 7},
     },
 )
-_PROBLEMS = (
-    "malformed_json",
-    "unauthorised",
-    "forbidden",
-    "body_timeout",
-    "job_gone",
-    "body_too_large",
-    "unsupported_media_type",
-    "invalid_request",
-    "exceeds_limit",
-    "idempotency_conflict",
-    "rate_limited",
-    "generation_failed",
-    "queue_full",
-    "store_unavailable",
-    "timeout",
-)
+_PROBLEMS = (*TAKING_PROBLEMS, "generation_failed", "timeout")
 
 
 def router(desk: Desk) -> APIRouter:

@@ -16,11 +16,12 @@ from api.documentation import (
     JOB_BODY,
     JOB_EXAMPLES,
     TAKEN,
+    TAKING_PROBLEMS,
     job_examples,
     problems,
 )
 from api.idempotency import IDEMPOTENCY_KEY_SCHEMA, idempotency_of
-from api.limits import quota_headers
+from api.limits import admission_headers
 from api.links import JOB_LINKS
 from api.problems import Problem
 from slm_jobs.admission import Admission
@@ -28,7 +29,6 @@ from slm_jobs.errors import JobNotFound
 from slm_jobs.schemas import Job, JobRequest, JobStatus
 
 MAX_WAIT_SECONDS = 60
-REPLAYED = "Idempotent-Replayed"
 # An id of any other form is nobody's, and must not reach a Redis key.
 _JOB_ID = re.compile(r"job_[0-9A-Za-z]{1,60}")
 _WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?")
@@ -95,24 +95,7 @@ def router(desk: Desk) -> APIRouter:
                 "links": JOB_LINKS,
             },
             202: TAKEN,
-            **problems(
-                "malformed_json",
-                "unauthorised",
-                "forbidden",
-                "body_timeout",
-                "job_gone",
-                "body_too_large",
-                "unsupported_media_type",
-                "invalid_request",
-                "unknown_model",
-                "unknown_template",
-                "prompt_too_long",
-                "exceeds_limit",
-                "idempotency_conflict",
-                "rate_limited",
-                "queue_full",
-                "store_unavailable",
-            ),
+            **problems(*TAKING_PROBLEMS, "unknown_model", "unknown_template", "prompt_too_long"),
         },
     )
     async def create_job(
@@ -145,12 +128,11 @@ def router(desk: Desk) -> APIRouter:
                 idempotency=idempotency_of(request, data),
             )
 
-        job, replayed, quotas = await run_in_threadpool(take)
+        taken = await run_in_threadpool(take)
+        job = taken.job
         root = request.scope.get("root_path", "").rstrip("/")  # where a proxy has put us
         response.headers["Location"] = f"{root}/jobs/{job.id}"
-        response.headers.update(quota_headers(quotas))
-        if replayed:
-            response.headers[REPLAYED] = "true"
+        response.headers.update(admission_headers(taken))
         if wait:
             response.headers["Preference-Applied"] = f"wait={wait}"
             if not job.status.is_terminal:
@@ -228,7 +210,7 @@ def router(desk: Desk) -> APIRouter:
     def cancel_job(job: VisibleJob) -> Job:
         """A queued job ends at once, a running one with the text it has. One that has ended stays
         as it is, so it is safe to repeat."""
-        return desk.cancel(job.id)
+        return desk.store.cancel(job.id)
 
     @routes.delete(
         "/jobs/{id}",

@@ -1,9 +1,10 @@
-"""How a key's limits read in the headers of a response."""
+"""How a key's limits, and a replayed request, read in the headers of a response."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from slm_jobs.admission import Admission
 from slm_jobs.errors import Quota
 
 _WINDOWS = {"requests": "w=60", "tokens": "w=60"}
@@ -27,6 +28,14 @@ def quota_headers(quotas: Sequence[Quota]) -> dict[str, str]:
             headers[f"x-ratelimit-limit-{quota.policy}"] = str(quota.limit)
             headers[f"x-ratelimit-remaining-{quota.policy}"] = str(quota.remaining)
             headers[f"x-ratelimit-reset-{quota.policy}"] = f"{quota.reset_ms / 1000:g}s"
+    return headers
+
+
+def admission_headers(admission: Admission) -> dict[str, str]:
+    """What every answer to a request for a job tells: the key's limits, and a replay."""
+    headers = quota_headers(admission.quotas)
+    if admission.replayed:
+        headers["Idempotent-Replayed"] = "true"
     return headers
 
 

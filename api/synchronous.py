@@ -16,8 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.desk import Desk
 from api.idempotency import IDEMPOTENCY_KEY_SCHEMA, idempotency_of
-from api.jobs import REPLAYED
-from api.limits import quota_headers
+from api.limits import admission_headers
 from api.problems import Problem
 from slm_jobs.admission import Admission
 from slm_jobs.api_keys import KeyProof
@@ -51,9 +50,7 @@ class Call:
 
     def __init__(self, desk: Desk, admission: Admission, *, repeatable: bool) -> None:
         self.job = admission.job
-        self.headers = quota_headers(admission.quotas)
-        if admission.replayed:
-            self.headers[REPLAYED] = "true"
+        self.headers = admission_headers(admission)
         self._desk = desk
         self._repeatable = repeatable
 
@@ -93,7 +90,7 @@ class Call:
             job = await self._desk.ended(self.job.id, seconds, http)
             in_time = job.status.is_terminal
             if not in_time:
-                job = await run_in_threadpool(self._desk.cancel, job.id)
+                job = await run_in_threadpool(self._desk.store.cancel, job.id)
         except ClientDisconnect:
             await self.abandon()
             raise
@@ -134,7 +131,7 @@ class Call:
 
     async def _is_cancelled(self) -> bool:
         try:
-            await run_in_threadpool(self._desk.cancel, self.job.id)
+            await run_in_threadpool(self._desk.store.cancel, self.job.id)
         except StoreUnavailable as error:
             log.info("job %s was abandoned, and is not cancelled yet: %s", self.job.id, error)
             return False

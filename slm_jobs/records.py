@@ -50,7 +50,7 @@ def fields(flat: Sequence[str]) -> dict[str, str]:
 
 
 def to_job(job_id: str, record: Mapping[str, str], queue: QueuePosition | None = None) -> Job:
-    about = json.loads(record["about"])
+    asked = json.loads(record["about"])
     return Job(
         id=job_id,
         status=JobStatus(record["status"]),
@@ -60,14 +60,14 @@ def to_job(job_id: str, record: Mapping[str, str], queue: QueuePosition | None =
         finished_at=to_time(record["finished_at"]) if "finished_at" in record else None,
         attempt=int(record["attempt"]),
         priority=int(record["priority"]),
-        seed=about["seed"],
+        seed=asked["seed"],
         queue=queue,
         cancel_requested="cancel_requested" in record,
         outputs=OUTPUTS.validate_json(record["outputs"]) if "outputs" in record else [],
         usage=Usage.model_validate_json(record["usage"]) if "usage" in record else None,
         fingerprint=record.get("fingerprint"),
         error=JobError.model_validate_json(record["error"]) if "error" in record else None,
-        metadata=about["metadata"],
+        metadata=asked["metadata"],
     )
 
 

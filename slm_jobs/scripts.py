@@ -5,6 +5,7 @@ Keys and the ticket are declared to Lua from their one definition in Python.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,13 @@ def _declarations() -> str:
     )
 
 
+@cache
+def _sources() -> dict[str, str]:
+    bodies = {path.stem: path.read_text("utf-8") for path in sorted(_LUA.glob("*.lua"))}
+    opening = _declarations() + bodies.pop(_PRELUDE)
+    return {name: opening + body for name, body in bodies.items()}
+
+
 def register(redis: Redis) -> dict[str, Script]:
     """The scripts by name. Redis is not called; a script loads itself when Redis lacks it."""
-    sources = {path.stem: path.read_text("utf-8") for path in sorted(_LUA.glob("*.lua"))}
-    opening = _declarations() + sources.pop(_PRELUDE)
-    return {name: redis.register_script(opening + body) for name, body in sources.items()}
+    return {name: redis.register_script(source) for name, source in _sources().items()}

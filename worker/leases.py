@@ -11,6 +11,7 @@ from collections.abc import Callable
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.schemas import Work, WorkerInfo
 from slm_jobs.store import JobStore
+from worker.background import Background
 from worker.lane import HandedBack, Submission
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class _Held:
             order(self._submission)
 
 
-class Leases:
+class Leases(Background):
     """Held work by id. One heartbeat for all of it, and this worker's share of the janitor's work.
 
     Work whose lease turns out to be lost is dropped: somebody else has it, or soon will. Work that
@@ -63,6 +64,7 @@ class Leases:
         heartbeat_seconds: float,
         stalled_for: Callable[[], float],
     ) -> None:
+        super().__init__("leases")
         self._store = store
         self._describe = describe
         self._lease_seconds = lease_seconds
@@ -71,20 +73,10 @@ class Leases:
         self._held: dict[str, _Held] = {}
         self._early: dict[tuple[str, int], None] = {}  # cancelled, and not held here, or not yet
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
     def __len__(self) -> int:
         with self._lock:
             return len(self._held)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout: float) -> None:
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
 
     def hold(self, work: Work) -> None:
         """Keeps the lease of `work` alive until `release`."""

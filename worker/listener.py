@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.store import JobStore
+from worker.background import Background
 
 log = logging.getLogger(__name__)
 
@@ -15,23 +15,14 @@ _LISTEN_SECONDS = 0.5  # after which it looks whether to stop
 _RETRY_SECONDS = 1.0
 
 
-class Listener:
+class Listener(Background):
     """A thread that calls `cancel(job id, attempt)` for what is published to `worker`."""
 
     def __init__(self, store: JobStore, worker: str, cancel: Callable[[str, int], None]) -> None:
+        super().__init__("listener")
         self._store = store
         self._worker = worker
         self._cancel = cancel
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout: float) -> None:
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
 
     def _run(self) -> None:
         while not self._stopped.is_set():

@@ -17,6 +17,7 @@ from slm_core import Completion, Tokenizer
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.schemas import Piece, Work
 from slm_jobs.store import JobStore
+from worker.background import Background
 from worker.job_log import log_job
 from worker.output_text import OutputText
 
@@ -110,13 +111,14 @@ class JobStream:
             output.confirm(counts.get(output.index, 0))
 
 
-class Streamer:
+class Streamer(Background):
     """The thread that sends every open stream's text, each at most 20 times a second.
 
     A job's first token is sent at once, the rest in rounds.
     """
 
     def __init__(self, store: JobStore, fingerprint: Callable[[str], str]) -> None:
+        super().__init__("streamer")
         self._store = store
         self._fingerprint = fingerprint  # of a model's engine
         self._tokenizer = Tokenizer()
@@ -126,17 +128,11 @@ class Streamer:
         self._wake = threading.Event()
         self._next_round = 0.0
         self._retry_at = 0.0
-        self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="streamer", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        self._stopped = True
+        self._stopped.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        super().stop(timeout)
 
     @contextmanager
     def open(self, work: Work) -> Iterator[JobStream | None]:
@@ -167,7 +163,7 @@ class Streamer:
             self._wake.set()
 
     def _run(self) -> None:
-        while not self._stopped:
+        while not self._stopped.is_set():
             self._wake.wait(self._pause())
             self._wake.clear()
             try:

@@ -11,7 +11,7 @@ from api.admission import resolve
 from api.auth import Caller, Viewer
 from api.body import check, json_bytes, load
 from api.desk import Desk
-from api.documentation import json_body
+from api.documentation import TAKING_PROBLEMS, json_body
 from api.openai.errors import errors
 from api.openai.schemas import (
     END_OF_TEXT,
@@ -80,23 +80,11 @@ def router(desk: Desk) -> APIRouter:
         responses={
             200: _STREAMED,
             **errors(
-                "malformed_json",
-                "invalid_request",
+                *TAKING_PROBLEMS,
                 "prompt_too_long",
-                "exceeds_limit",
                 "unsupported_parameter",
-                "unauthorised",
-                "forbidden",
                 "unknown_model",
-                "body_timeout",
-                "job_gone",
-                "body_too_large",
-                "unsupported_media_type",
-                "idempotency_conflict",
-                "rate_limited",
                 "generation_failed",
-                "queue_full",
-                "store_unavailable",
                 "timeout",
             ),
         },

@@ -22,13 +22,9 @@ def running_service(
     folder = tmp_path_factory.mktemp("service")
     manifest = folder / "models.toml"
     manifest.write_text(f'[tiny]\ncheckpoint = "{checkpoint}"\n')
-    service = Service(folder, manifest)
-    try:
+    with Service(folder, manifest) as service:
         service.start(workers=2)
         yield service
-    finally:
-        service.stop()
-        print(service.logs())  # noqa: T201  shown by pytest when something failed
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import httpx
 
@@ -116,6 +118,18 @@ class Service:
         command = [sys.executable, "-m", "slm_jobs.bootstrap_key", "--file", str(file)]
         subprocess.run(command, env=self.env, check=True)
         return file.read_text("utf-8").strip()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        print(self.logs())  # noqa: T201  shown by pytest when something failed
 
     def logs(self) -> str:
         return "\n".join(

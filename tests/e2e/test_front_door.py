@@ -69,14 +69,10 @@ def running_house(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("house")
     manifest = folder / "models.toml"
     manifest.write_text(MANIFEST.format(checkpoint=checkpoint))
-    house = House(folder, manifest)
-    try:
+    with House(folder, manifest) as house:
         house.start(workers=1)
         house.open_doors()
         yield house
-    finally:
-        house.stop()
-        print(house.logs())  # noqa: T201  shown by pytest when something failed
 
 
 @pytest.fixture

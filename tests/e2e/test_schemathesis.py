@@ -44,13 +44,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     checkpoint = save_checkpoint(random_model(config), folder / "tiny")
     manifest = folder / "models.toml"
     manifest.write_text(f'[tiny]\ncheckpoint = "{checkpoint}"\n{TEMPLATE}')
-    service = Service(folder, manifest)
-    try:
+    with Service(folder, manifest) as service:
         service.start(workers=1)
         yield service
-    finally:
-        service.stop()
-        print(service.logs())  # noqa: T201  shown by pytest when something failed
 
 
 @pytest.fixture(scope="module")
