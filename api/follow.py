@@ -18,7 +18,7 @@ from slm_jobs.events import LOOK_AGAIN, JobEvents
 from slm_jobs.schemas import Job, JobStatus, Output, Piece
 from slm_jobs.store import JobStore
 
-_PACE = 0.05  # seconds between two looks: at most 20 events a second for each output
+_PACE = 0.05  # seconds between two looks
 _WHOLE = "end"  # the offset in the id of text that was not streamed
 
 

@@ -48,6 +48,7 @@ class JobStream:
         count = len(spec.prompts) * spec.n
         self.work = work
         self.sent_at: float | None = None  # the last time that something was sent
+        self.sent_pieces = 0  # then; each becomes an event
         self._outputs = [OutputText(i, spec.stop, tokenizer) for i in range(count)]
         self._store = store
         self._fingerprint = fingerprint
@@ -77,7 +78,7 @@ class JobStream:
             pieces = [piece for output in self._outputs if (piece := output.piece())]
             if pieces and not self._over:
                 self._append(pieces)
-                self.sent_at = time.monotonic()
+                self.sent_at, self.sent_pieces = time.monotonic(), len(pieces)
 
     def finish(self, completions: Sequence[Completion]) -> None:
         """Sends what the stream lacks of the final texts.
@@ -112,7 +113,7 @@ class JobStream:
 
 
 class Streamer(Background):
-    """The thread that sends every open stream's text, each at most 20 times a second.
+    """The thread that sends every open stream's text, at most 20 pieces of each a second.
 
     A job's first token is sent at once, the rest in rounds.
     """
@@ -192,8 +193,8 @@ class Streamer(Background):
         with self._lock:
             streams = list(self._streams)
         for stream in streams:
-            sent_at = stream.sent_at
-            due = sent_at is None or (everyone and began - sent_at >= INTERVAL_SECONDS)
+            sent_at, pause = stream.sent_at, INTERVAL_SECONDS * stream.sent_pieces
+            due = sent_at is None or (everyone and began - sent_at >= pause)
             if due and not self._flush(stream):
                 break
         if everyone:

@@ -78,6 +78,21 @@ def test_tokens_go_out_together_at_most_20_times_a_second(
     assert 3 <= len(sent) <= 10
 
 
+def test_several_outputs_share_the_20_events_a_second(streamer: Streamer, kept: FakeStream) -> None:
+    outputs, job = 4, work()
+    job = job.model_copy(update={"spec": job.spec.model_copy(update={"n": outputs})})
+    with streamer.open(job) as stream:
+        assert stream is not None
+        for count in range(1, len(IDS) + 1):
+            for output in range(outputs):
+                stream.take(output, count, IDS[count - 1])
+            time.sleep(0.006)
+        sent = list(kept.calls)
+    assert len(sent) >= 3
+    # the first send may hold fewer outputs; each later one holds all of them
+    assert all(b - a >= outputs * INTERVAL_SECONDS for a, b in pairwise(sent[1:]))
+
+
 def test_the_end_sends_the_rest_at_once(streamer: Streamer, kept: FakeStream) -> None:
     with streamer.open(work()) as stream:
         assert stream is not None
