@@ -48,7 +48,8 @@ class Engine:
     "fp32". `kernels` "auto" takes the native CPU kernels that suit the processor where they are
     built, "none" PyTorch alone; a variant's name pins it, so that a fleet of different processors
     rounds alike. Without `kv_cache` every step runs every text again, in PyTorch: slow, for
-    comparison. `clock` tells seconds, for deadlines.
+    comparison. Sequences of negative priority leave `reserved_slots` free, so that others find one
+    at once. `clock` tells seconds, for deadlines.
 
     Raises ValueError for what this machine does not have.
     """
@@ -62,11 +63,14 @@ class Engine:
         slots: int = 64,
         kernels: Kernels = "auto",
         kv_cache: bool = True,
+        reserved_slots: int = 0,
         perplexity: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, not {slots}")
+        if reserved_slots < 0:
+            raise ValueError(f"reserved_slots must be at least 0, not {reserved_slots}")
         self.tokenizer = Tokenizer()
         if model.config.vocab_size > self.tokenizer.vocab_size:
             raise ValueError(f"a vocabulary of {model.config.vocab_size} is not GPT-2's")
@@ -81,7 +85,10 @@ class Engine:
             kv_cache=kv_cache,
         )
         self._scheduler = Scheduler(
-            slots, prefill_tokens=_PREFILL_TOKENS, prompt_cost=self._backend.prompt_cost
+            slots,
+            prefill_tokens=_PREFILL_TOKENS,
+            prompt_cost=self._backend.prompt_cost,
+            reserved=reserved_slots,
         )
         self._clock = clock
         self._ids = itertools.count()
@@ -95,6 +102,7 @@ class Engine:
         slots: int = 64,
         kernels: Kernels = "auto",
         kv_cache: bool = True,
+        reserved_slots: int = 0,
     ) -> Engine:
         """Loads a checkpoint directory. Raises CheckpointError, and ValueError as above."""
         return cls(
@@ -104,6 +112,7 @@ class Engine:
             slots=slots,
             kernels=kernels,
             kv_cache=kv_cache,
+            reserved_slots=reserved_slots,
             perplexity=read_perplexity(path),
         )
 
@@ -147,8 +156,9 @@ class Engine:
     ) -> int:
         """Queues a prompt; returns the id that its events carry. Raises as `encode` does.
 
-        A greater `priority` is admitted first, then the older. At the first step after `deadline`,
-        in seconds of the clock, the sequence ends with the text it has.
+        A greater `priority` is admitted first, then the older; a negative one not into the reserved
+        slots. At the first step after `deadline`, in seconds of the clock, the sequence ends with
+        the text it has.
         """
         if deadline is not None and math.isnan(deadline):
             raise InvalidParams("a deadline must be a time")

@@ -96,10 +96,18 @@ class Sequence:
 
 
 class Scheduler:
-    """Waiting sequences by priority, then age; live ones in slots 0 ... n-1 without a gap."""
+    """Waiting sequences by priority, then age; live ones in slots 0 ... n-1 without a gap.
+
+    Those of negative priority leave `reserved` slots free for others, or all but one.
+    """
 
     def __init__(
-        self, slots: int, *, prefill_tokens: int, prompt_cost: Callable[[int], int]
+        self,
+        slots: int,
+        *,
+        prefill_tokens: int,
+        prompt_cost: Callable[[int], int],
+        reserved: int = 0,
     ) -> None:
         self.slots = slots
         self.live: list[Sequence] = []  # live[i] sits in slot i
@@ -109,6 +117,7 @@ class Scheduler:
         self._dropped: list[Sequence] = []  # ended while they waited, not yet released
         self._prefill_tokens = prefill_tokens
         self._prompt_cost = prompt_cost
+        self._reserved = min(reserved, slots - 1)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -140,14 +149,17 @@ class Scheduler:
     def admit(self) -> list[Sequence]:
         """Moves waiting sequences into the next free slots, and returns them, shortest first.
 
-        At least one, then as many as fit the slots and the prompt tokens that one step may prefill,
-        so that running sequences never stall for long.
+        At least one, then as many as fit the slots that they may take and the prompt tokens that
+        one step may prefill, so that running sequences never stall for long.
         """
         admitted: list[Sequence] = []
         budget = self._prefill_tokens
-        while self._waiting and len(self.live) + len(admitted) < self.slots:
+        while self._waiting:
             sequence = self._waiting[0][2]
             if not sequence.ended:
+                free = self.slots - len(self.live) - len(admitted)
+                if free <= (self._reserved if sequence.priority < 0 else 0):
+                    break  # and so must all behind it
                 budget -= self._prompt_cost(len(sequence.prompt_ids))
                 if admitted and budget < 0:
                     break

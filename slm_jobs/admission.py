@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from slm_jobs.errors import (
+    BatchGone,
+    BatchInProgress,
     IdempotencyConflict,
     JobGone,
     KeyRejected,
@@ -32,7 +34,7 @@ class Admission(NamedTuple):
 
 
 def refusal(outcome: str, details: Sequence[Any]) -> Refused:
-    """The error for an outcome of `lua/create.lua`."""
+    """The error for an outcome of a script that takes a job or a batch."""
     match outcome:
         case "unauthorised":
             return KeyRejected()
@@ -40,6 +42,10 @@ def refusal(outcome: str, details: Sequence[Any]) -> Refused:
             return IdempotencyConflict()
         case "gone":
             return JobGone(details[0])
+        case "in_progress":
+            return BatchInProgress()
+        case "batch_gone":
+            return BatchGone(details[0])
         case "priority":
             return PriorityTooHigh(details[0])
         case "memory":
@@ -48,4 +54,4 @@ def refusal(outcome: str, details: Sequence[Any]) -> Refused:
             return QueueFull(f"{details[0]} jobs of this model wait already")
         case "limited":
             return RateLimited([Quota(*quota) for quota in details[0]])
-    raise ValueError(f"create.lua answered {outcome!r}")
+    raise ValueError(f"a script answered {outcome!r}")

@@ -65,6 +65,12 @@ class KeySettings(BaseModel):
     queued_tokens: int | None = Field(
         5_000_000, ge=1, le=_MOST, description="Tokens of jobs that wait."
     )
+    batch_rows: int | None = Field(
+        1_000_000, ge=1, le=_MOST, description="Rows of batches that wait."
+    )
+    batch_tokens: int | None = Field(
+        1_000_000_000, ge=1, le=_MOST, description="Tokens of rows that wait."
+    )
     max_priority: int = Field(0, ge=0, le=MAX_PRIORITY)
     callback_hosts: list[str] = Field(
         default_factory=list, max_length=64, description="Where callbacks may go."
@@ -169,6 +175,8 @@ def _to_key(key: str, record: Mapping[str, str]) -> ApiKey:
         tokens_per_minute=number("tokens_per_minute"),
         jobs_in_flight=number("jobs_in_flight"),
         queued_tokens=number("queued_tokens"),
+        batch_rows=number("batch_rows"),
+        batch_tokens=number("batch_tokens"),
         max_priority=int(record["max_priority"]),
         callback_hosts=json.loads(record["callback_hosts"]),
     )

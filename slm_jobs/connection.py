@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from redis import BlockingConnectionPool, Redis, exceptions
 from redis.backoff import NoBackoff
@@ -41,6 +42,11 @@ def connect(settings: Settings, *, max_connections: int) -> Redis:
         decode_responses=True,
     )
     return Redis.from_pool(pool)
+
+
+def execute_raw(redis: Redis, *command: str | int | bytes) -> Any:
+    """What a command returns, with texts as bytes."""
+    return redis.execute_command(*command, NEVER_DECODE=True)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -9,13 +9,20 @@ SlmJobsError
 ├── StoreUnavailable     Redis does not answer, is loading, or refuses to write
 ├── NoSuchKey            no API key has this id, or it has been revoked
 ├── JobNotEnded          it waits or runs, and only what has ended may be deleted
-└── Refused              a job was not taken, and nothing was charged
+├── BatchNotFound        no such batch, or its record has expired
+├── BatchNotEnded        its rows wait or run, and only what has ended may be deleted
+├── FileNotFound         no such file, or it has expired
+└── Refused              a job or batch was not taken, and nothing was charged
     ├── KeyRejected          no such API key, or it has been revoked
     ├── PriorityTooHigh      the key may not ask for so much
     ├── RateLimited          some limit of the key, which `quotas` tell
     ├── QueueFull            as many jobs wait as may, or Redis is nearly out of memory
     ├── IdempotencyConflict  the Idempotency-Key came with another body before
-    └── JobGone              the Idempotency-Key made a job whose record is gone
+    ├── JobGone              the Idempotency-Key made a job whose record is gone
+    ├── BatchInProgress      a batch with this Idempotency-Key is being uploaded now
+    ├── BatchGone            the Idempotency-Key made a batch whose record is gone, or the batch was
+    │                        given up while its rows came in
+    └── TooManyFiles         the key has as many files as it may have
 """
 
 from __future__ import annotations
@@ -72,10 +79,28 @@ class JobNotEnded(SlmJobsError):
         super().__init__(f"job {job_id!r} has not ended; cancel it first")
 
 
-class Quota(NamedTuple):
-    """How a key stands with one of its limits, in requests, tokens or jobs."""
+class BatchNotFound(SlmJobsError):
+    def __init__(self, batch_id: str) -> None:
+        self.batch_id = batch_id
+        super().__init__(f"no batch {batch_id!r}: it never existed or its record has expired")
 
-    policy: str  # requests | tokens (a minute each) | jobs-in-flight | queued-tokens
+
+class BatchNotEnded(SlmJobsError):
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"batch {batch_id!r} has not ended; cancel it first")
+
+
+class FileNotFound(SlmJobsError):
+    def __init__(self, file_id: str) -> None:
+        self.file_id = file_id
+        super().__init__(f"no file {file_id!r}: it never existed or has expired")
+
+
+class Quota(NamedTuple):
+    """How a key stands with one of its limits, in requests, tokens, jobs or rows."""
+
+    # requests | tokens (a minute each) | jobs-in-flight | queued-tokens | batch-rows | batch-tokens
+    policy: str
     limit: int
     remaining: int
     reset_ms: int  # until all of it is there again; 0 for what is held rather than used up
@@ -129,3 +154,19 @@ class JobGone(Refused):
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         super().__init__(f"the Idempotency-Key made job {job_id!r}, whose record is gone")
+
+
+class BatchInProgress(Refused):
+    def __init__(self) -> None:
+        super().__init__("a batch with this Idempotency-Key is being uploaded; try again later")
+
+
+class BatchGone(Refused):
+    def __init__(self, batch_id: str) -> None:
+        self.batch_id = batch_id
+        super().__init__(f"batch {batch_id!r} is gone")
+
+
+class TooManyFiles(Refused):
+    def __init__(self, most: int) -> None:
+        super().__init__(f"this key has {most} files, which is the most; delete some")

@@ -25,7 +25,31 @@
     slm:jobs_of:<key>       zset    its jobs; score: us at which it was made
     slm:idempotency:<key>:<digest>  string  "<digest of the body> <job id>" of an Idempotency-Key
 
-    slm:events:<id>         channel something changed about a job
+    slm:suspects:<model>    zset    ids of waiting work that crashed a worker; score: place in line
+    slm:turn                string  "<model> <worker>": who empties itself to run suspects
+
+    slm:batch:<id>          hash    a batch's record; it expires only after the batch ended
+    slm:rows:<id>           hash    row -> "<tokens> <outputs> <packed>"; not of rows that succeeded
+    slm:leased:<id>         hash    row -> "<attempt> <crashes> <worker>" of rows that were claimed
+                                    and have not ended; worker -: it waits again
+    slm:back:<id>           zset    rows that wait again; score: the row
+    slm:results:<id>        list    "<ms> <row> <packed>" of rows that succeeded
+    slm:failures:<id>       list    "<ms> <row> <code> <packed>" of rows that ended otherwise
+    slm:custom_ids:<id>     hash    custom_id -> line, while rows come in
+    slm:shares:<model>      zset    API keys with rows waiting; score: tokens served, see `rows.lua`
+    slm:shares:<model>:<key> zset   their batches; score likewise
+    slm:rows_waiting        hash    model -> rows that wait
+    slm:rows_running        hash    model -> rows that run
+    slm:batches_of:<key>    zset    a key's batches; score: us at which it was made
+    slm:uploads             zset    batches whose rows come in; score: ms at which that is given up
+    slm:windows             zset    batches; score: ms at which rows that have not started expire
+
+    slm:file:<id>           hash    what is known about a file; it expires with the file
+    slm:file_parts:<id>     list    its content in deflated parts
+    slm:file_upload:<id>    list    those of one that is on its way in; they expire soon
+    slm:files_of:<key>      zset    a key's files; score: ms at which it was made
+
+    slm:events:<id>         channel something changed about a job or a batch
     slm:commands:<worker>   channel "<job id> <attempt>" to cancel
 
 Redis Cluster is not supported: scripts compute keys from these prefixes.
@@ -55,6 +79,28 @@ USAGE = "slm:usage:"
 IN_FLIGHT = "slm:in_flight:"
 JOBS_OF = "slm:jobs_of:"
 IDEMPOTENCY = "slm:idempotency:"
+
+SUSPECTS = "slm:suspects:"
+TURN = "slm:turn"
+
+BATCH = "slm:batch:"
+ROWS = "slm:rows:"
+LEASED = "slm:leased:"
+BACK = "slm:back:"
+RESULTS = "slm:results:"
+FAILURES = "slm:failures:"
+CUSTOM_IDS = "slm:custom_ids:"
+SHARES = "slm:shares:"
+ROWS_WAITING = "slm:rows_waiting"
+ROWS_RUNNING = "slm:rows_running"
+BATCHES_OF = "slm:batches_of:"
+UPLOADS = "slm:uploads"
+WINDOWS = "slm:windows"
+
+FILE = "slm:file:"
+FILE_PARTS = "slm:file_parts:"
+FILE_UPLOAD = "slm:file_upload:"
+FILES_OF = "slm:files_of:"
 
 EVENTS = "slm:events:"
 COMMANDS = "slm:commands:"

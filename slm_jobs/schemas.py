@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -154,6 +154,8 @@ class QueueInfo(_Strict):
     model: str
     waiting: int = Field(description="Jobs that no worker has begun.")
     running: int
+    rows_waiting: int = Field(0, description="Rows of batches that no worker has begun.")
+    rows_running: int = 0
     workers: int = Field(description="Workers alive now that host it.")
     slots: int = Field(description="Sequences that they decode at once.")
     tokens_per_second: float = Field(description="Of all workers, measured while they decode.")
@@ -185,13 +187,25 @@ class Job(_Strict):
     metadata: dict[str, str] = Field(default_factory=dict)
 
 
+class RowInput(NamedTuple):
+    """What a row's result carries along."""
+
+    custom_id: str
+    extra: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+
 class Work(_Strict):
-    """A claimed job, as the worker that holds its lease sees it. `attempt` fences its results."""
+    """A claimed job, or row of a batch, as the worker that holds its lease sees it.
+
+    `attempt` fences its results.
+    """
 
     id: str
     attempt: int
     model: str
     spec: JobSpec
+    row: RowInput | None = None  # of a job
+    alone: bool = False  # it may have crashed a worker: nothing must run beside it
 
 
 class Beat(NamedTuple):

@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     job_ttl_seconds: int = Field(
         86_400, ge=1, description="How long an ended job's record is kept."
     )
+    batch_ttl_seconds: int = Field(
+        604_800, ge=1, description="How long an ended batch, its results, and files are kept."
+    )
+    max_batch_bytes: int = Field(
+        1 << 30, ge=1, description="Largest upload of a batch or a file, unpacked."
+    )
     max_waiting_jobs: int = Field(
         100_000, ge=1, description="Jobs of a model that may wait; more are answered with 503."
     )
@@ -56,6 +62,11 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = Field("text", description="What log lines look like.")
     slots: int = Field(64, ge=1, le=4096, description="Sequences that a worker decodes at once.")
+    reserved_slots: int = Field(
+        4,
+        ge=0,
+        description="Slots of a worker that batches leave free, so that jobs start at once.",
+    )
     worker_models: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="Models that a worker serves, with commas between; default: all."
     )

@@ -6,8 +6,9 @@ no reply may ask again. Knows nothing of HTTP, Celery or engines; tickets are Ce
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
@@ -17,9 +18,12 @@ from ulid import ULID
 from slm_jobs import keys
 from slm_jobs.admission import Admission, Idempotency, refusal
 from slm_jobs.api_keys import ApiKey, KeyProof, KeyStore
+from slm_jobs.batch_records import to_row_work
+from slm_jobs.batches import BatchStore
 from slm_jobs.commands import Commands
 from slm_jobs.connection import connect, store_errors
 from slm_jobs.errors import JobNotEnded, JobNotFound, Quota
+from slm_jobs.files import FileStore
 from slm_jobs.gauges import Memory, Rates
 from slm_jobs.records import (
     OUTPUTS,
@@ -44,7 +48,7 @@ from slm_jobs.schemas import (
     Work,
     WorkerInfo,
 )
-from slm_jobs.scripts import register
+from slm_jobs.scripts import register, run
 from slm_jobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,8 +67,8 @@ _DEFAULTS = Settings.model_construct()  # the declared defaults, without the env
 class SweepReport:
     """What one sweep did, in numbers."""
 
-    requeued: int  # jobs whose lease had expired, waiting again
-    exhausted: int  # jobs that failed because too many of their leases expired
+    requeued: int  # work whose lease had expired, waiting again
+    exhausted: int  # work that failed because too many of their leases expired
     tickets: int  # tickets that were missing
 
 
@@ -88,6 +92,7 @@ class JobStore:
         *,
         lease_seconds: float = _DEFAULTS.lease_seconds,
         job_ttl_seconds: int = _DEFAULTS.job_ttl_seconds,
+        batch_ttl_seconds: int = _DEFAULTS.batch_ttl_seconds,
         max_crashes: int = _DEFAULTS.max_crashes,
         max_waiting_jobs: int = _DEFAULTS.max_waiting_jobs,
         clock_offset_ms: int = 0,
@@ -97,11 +102,18 @@ class JobStore:
         self._redis = redis
         self._scripts = register(redis)
         self._lease_ms = round(lease_seconds * 1000)
+        self._ttls = (job_ttl_seconds, batch_ttl_seconds)
         self._job_ttl_seconds = job_ttl_seconds
         self._max_crashes = max_crashes
         self._max_waiting = max_waiting_jobs
         self._rates = Rates(self.workers)
         self._memory = Memory(redis)
+        self.batches = BatchStore(
+            redis, self._run, nearly_full=self._memory.nearly_full, ttl_seconds=batch_ttl_seconds
+        )
+        self.files = FileStore(
+            redis, self._run, nearly_full=self._memory.nearly_full, ttl_seconds=batch_ttl_seconds
+        )
 
     @classmethod
     def from_settings(cls, settings: Settings, *, max_connections: int = 32) -> JobStore:
@@ -114,6 +126,7 @@ class JobStore:
             connect(settings, max_connections=max_connections),
             lease_seconds=settings.lease_seconds,
             job_ttl_seconds=settings.job_ttl_seconds,
+            batch_ttl_seconds=settings.batch_ttl_seconds,
             max_crashes=settings.max_crashes,
             max_waiting_jobs=settings.max_waiting_jobs,
         )
@@ -235,7 +248,8 @@ class JobStore:
         rows = self._run("queue", *models)
         workers = self.workers()
         found = []
-        for model, (waiting, tokens, running) in zip(models, rows, strict=True):
+        for model, numbers in zip(models, rows, strict=True):
+            waiting, tokens, running, rows_waiting, rows_running = numbers
             hosting = [worker for worker in workers if model in worker.models]
             rate = sum(worker.tokens_per_second.get(model, 0.0) for worker in hosting)
             found.append(
@@ -243,6 +257,8 @@ class JobStore:
                     model=model,
                     waiting=waiting,
                     running=running,
+                    rows_waiting=rows_waiting,
+                    rows_running=rows_running,
                     workers=len(hosting),
                     slots=sum(worker.slots for worker in hosting),
                     tokens_per_second=round(rate, 1),
@@ -268,14 +284,23 @@ class JobStore:
 
     # Workers
 
-    def claim_next(self, model: str, *, worker: str) -> Work | None:
-        """The next waiting job, leased to `worker` as a new attempt; None if nothing waits."""
-        claimed = self._run("claim", model, worker, self._lease_ms)
-        if claimed is None:
-            return None
-        job_id, attempt, request = claimed
-        spec = JobSpec.model_validate_json(request)
-        return Work(id=job_id, attempt=attempt, model=model, spec=spec)
+    def claim_next(
+        self, model: str, *, worker: str, jobs: bool = True, rows: int = 0, alone: bool = True
+    ) -> list[Work]:
+        """What `worker` runs next, leased to it as a new attempt: a waiting job, or else rows of
+        batches with `rows` outputs together, or one row that may have more.
+
+        Work that crashed a worker goes first, by itself, to a worker that holds nothing (`alone`);
+        one that waits for it is given nothing until then.
+        """
+        is_alone, works, specs = self._run(
+            "claim", model, worker, self._lease_ms, int(jobs), rows, int(alone), raw=True
+        )
+        batches = dict(zip(specs[::2], map(json.loads, specs[1::2]), strict=True))
+        claimed = [_to_work(model, work, batches) for work in works]
+        return (
+            [work.model_copy(update={"alone": True}) for work in claimed] if is_alone else claimed
+        )
 
     def heartbeat(self, worker: WorkerInfo, held: Iterable[Work]) -> Beat:
         """The worker's sign of life; extends the leases of the work that it still owns.
@@ -347,7 +372,7 @@ class JobStore:
         Returns how many went back; a stale attempt changes nothing.
         """
         pairs = [part for work in works for part in (work.id, work.attempt)]
-        return int(self._run("hand_back", self._job_ttl_seconds, *pairs)) if pairs else 0
+        return int(self._run("hand_back", *self._ttls, *pairs)) if pairs else 0
 
     def request_ticket(self, model: str) -> None:
         """Leaves a ticket if work waits and too few stand: for who stops claiming too early."""
@@ -372,7 +397,7 @@ class JobStore:
             SWEEP_MOST,
             self._max_crashes,
             error.model_dump_json(),
-            self._job_ttl_seconds,
+            *self._ttls,
         )
         return None if counts is None else SweepReport(*counts)
 
@@ -402,6 +427,14 @@ class JobStore:
         ttl = self._job_ttl_seconds
         return bool(self._run("finish", work.id, work.attempt, status, ttl, used, *parts))
 
-    def _run(self, script: str, *args: str | int) -> Any:
-        with store_errors():
-            return self._scripts[script](args=[self.clock_offset_ms, *args])
+    def _run(self, script: str, *args: str | int | bytes, raw: bool = False) -> Any:
+        """What the script returns; its texts as bytes if they are to come `raw`."""
+        return run(self._redis, self._scripts[script], [self.clock_offset_ms, *args], raw=raw)
+
+
+def _to_work(model: str, work: Sequence[Any], batches: Mapping[bytes, Any]) -> Work:
+    work_id, attempt, request, *batch = work
+    if batch:
+        return to_row_work(work_id.decode(), attempt, request, batches[batch[0]])
+    spec = JobSpec.model_validate_json(request)
+    return Work(id=work_id.decode(), attempt=attempt, model=model, spec=spec)

@@ -20,7 +20,7 @@ from slm_jobs.manifest import Manifest
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from slm_jobs.tickets import queue_name
-from worker.host import MAX_PLACES, Host
+from worker.host import MAX_JOBS, Host
 
 
 def create_host() -> Host:
@@ -35,7 +35,7 @@ def create_host() -> Host:
     except UnknownModel as error:
         sys.exit(f"worker: SLM_WORKER_MODELS: {error}")
     # every job of a model may be committed at once; leases must never wait for a connection
-    store = JobStore.from_settings(settings, max_connections=MAX_PLACES + 8)
+    store = JobStore.from_settings(settings, max_connections=MAX_JOBS + 8)
     return Host(settings, manifest, store)
 
 

@@ -20,20 +20,21 @@ from slm_jobs.schemas import JobError, Work, WorkerInfo
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from worker.batcher import ContinuousBatcher
-from worker.engines import load_engine
+from worker.claims import Claims, Room
+from worker.engines import load_engine, slots_of
+from worker.feeder import Feeder
 from worker.job_log import log_job
-from worker.lane import EngineFault, HandedBack, SteppingEngine, Submission
+from worker.lane import ENDING_SECONDS, EngineFault, HandedBack, SteppingEngine, Submission
 from worker.leases import Leases
 from worker.listener import Listener
-from worker.places import Places
 from worker.streamer import JobStream, Streamer
-from worker.translation import to_outputs, to_requests
+from worker.translation import timed_out, to_error, to_outputs, to_requests
 
 log = logging.getLogger(__name__)
 
-MAX_PLACES = 128  # of a model; each is a thread that holds a job
+MAX_JOBS = 128  # of a model at once; each takes a thread
 MAX_THREADS = 512
-_ENDING_SECONDS = 5.0  # that work may take to end when it is told to; a step takes far less
+_PREFETCHED = 8  # a row for each so many slots waits in the engine, for the next that is freed
 
 Load = Callable[[ModelSpec, Settings], SteppingEngine]
 
@@ -48,9 +49,9 @@ class Host:
         self.manifest = manifest
         self.store = store
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        places = min(settings.slots, MAX_PLACES)
-        self.concurrency = min(places * len(manifest.models), MAX_THREADS)
-        self._places = Places(manifest.models, places)
+        rooms = {name: _room(spec, settings) for name, spec in manifest.models.items()}
+        threads = sum(room.jobs + 1 for room in rooms.values())  # and a feeder
+        self.concurrency = min(threads, MAX_THREADS)
         self._batcher = ContinuousBatcher(
             {name: partial(load, spec, settings) for name, spec in manifest.models.items()}
         )
@@ -63,9 +64,24 @@ class Host:
         )
         self._listener = Listener(store, self.id, self._leases.cancel)
         self._streamer = Streamer(store, self._batcher.fingerprint)
+        self._claims = Claims(
+            store, self._leases, self.id, rooms, lambda model: self._feeders[model].wake()
+        )
         self._draining = threading.Event()
         self._grace_over = threading.Event()
         self._drainer = threading.Thread(target=self._drain, name="drain", daemon=True)
+        self._feeders = {
+            name: Feeder(
+                name,
+                store,
+                self._batcher,
+                self._claims,
+                self._leases,
+                timeout_seconds=settings.job_timeout_seconds,
+                give_up=self._grace_over,
+            )
+            for name in rooms
+        }
 
     def start(self) -> None:
         """Loads the first model, then announces this worker. Raises what loading raises."""
@@ -85,40 +101,37 @@ class Host:
             host=socket.gethostname(),
         )
 
-    def claim(self, model: str) -> Work | None:
-        """The best waiting work; None where nothing waits, the model has all the jobs that it may
-        have here, or this worker is leaving."""
-        while not self._draining.is_set() and self._places.take(model):
-            work, again = None, False
-            try:
-                work = self.store.claim_next(model, worker=self.id)
-            except StoreUnavailable as error:
-                log.warning("cannot claim work: %s", error)
-            finally:
-                if work is None:
-                    again = self._places.leave(model)
-            if work:
-                self._leases.hold(work)
-            if not again:
-                return work
-        return None
+    def claim(self, model: str) -> list[Work]:
+        """What `run` is to run next: a job, or rows of batches. Nothing where nothing waits, the
+        model has all that it may have here, or this worker is leaving."""
+        return [] if self._draining.is_set() else self._claims.claim(model)
 
-    def run(self, work: Work) -> None:
-        """Decodes claimed work and commits its outcome; commits nothing if its lease was lost."""
+    def run(self, works: list[Work]) -> None:
+        """Decodes claimed work and commits its outcome; commits nothing if its lease was lost.
+
+        With rows the calling thread becomes the feeder of their model, until no more wait.
+        """
+        first = works[0]
+        if first.row:
+            self._feeders[first.model].run(works)
+        else:
+            self._run_job(first)
+        if self._draining.is_set() and not len(self._leases):
+            self._grace_over.set()
+
+    def _run_job(self, work: Work) -> None:
+        ended = self._claims.release
         try:
             with self._streamer.open(work) as stream:
                 self._run(work, stream)
-        except HandedBack:
-            return  # still held: what is unfinished goes back in one call
+        except HandedBack:  # the engines have stopped
+            self._claims.close()
+            ended = self._claims.forget  # still held: what is unfinished goes back in one call
         except Exception as error:  # a mistake of ours
             log_job(log, logging.ERROR, work, "internal error", exc_info=True)
-            message = f"the worker failed: {type(error).__name__}"
-            self._fail(work, JobError(code="internal_error", message=message))
+            self._fail(work, to_error(error))
         finally:
-            self._places.leave(work.model)
-        self._leases.release(work)
-        if self._draining.is_set() and not len(self._leases):
-            self._grace_over.set()
+            ended([work])
 
     def _run(self, work: Work, stream: JobStream | None) -> None:
         submission = self._batcher.submit(
@@ -134,11 +147,9 @@ class Host:
             log_job(log, logging.WARNING, work, "its lease was lost, dropped")
         except TimeoutError:  # nor did it end when it was told to: what it has is out of reach
             submission.drop()
-            self._fail(work, self._timeout())
-        except SlmCoreError as error:
-            self._fail(work, JobError(code="invalid_request", message=str(error)))
-        except EngineFault as error:
-            self._fail(work, JobError(code="engine_fault", message=str(error)))
+            self._fail(work, timed_out(self.settings.job_timeout_seconds))
+        except (SlmCoreError, EngineFault) as error:
+            self._fail(work, to_error(error))
         else:
             self._end(work, completions, stream, late=late)
 
@@ -152,7 +163,7 @@ class Host:
         except TimeoutError:
             cancelled = submission.ending
             submission.end()
-            return submission.future.result(timeout=_ENDING_SECONDS), not cancelled
+            return submission.future.result(timeout=ENDING_SECONDS), not cancelled
 
     def _end(
         self, work: Work, completions: list[Completion], stream: JobStream | None, *, late: bool
@@ -161,7 +172,7 @@ class Host:
         outputs, usage = to_outputs(work, completions)
         fingerprint = self._batcher.fingerprint(work.model)
         cut = any(output.finish_reason == "cancelled" for output in outputs)
-        error = self._timeout() if cut and late else None
+        error = timed_out(self.settings.job_timeout_seconds) if cut and late else None
 
         def write() -> bool:
             if stream:
@@ -199,6 +210,7 @@ class Host:
     def stop(self) -> None:
         """Hands back what still runs, ends the threads, and takes this worker off the list."""
         self._draining.set()
+        self._claims.close()
         self._grace_over.set()
         if self._drainer.ident is not None:
             self._drainer.join(4 * self.settings.redis_timeout_seconds)
@@ -210,8 +222,9 @@ class Host:
         self.store.close()
 
     def _drain(self) -> None:
+        self._claims.close()
         if len(self._leases):
-            log.info("draining: running jobs have %g s to end", self.settings.drain_seconds)
+            log.info("draining: running work has %g s to end", self.settings.drain_seconds)
             self._grace_over.wait(self.settings.drain_seconds)
         self._grace_over.set()
         self._hand_back()
@@ -221,13 +234,9 @@ class Host:
         if works := self._leases.release_unfinished():
             try:
                 count = self.store.hand_back(works)
-                log.info("handed %d running jobs back to the queue", count)
+                log.info("handed %d jobs and rows back to the queue", count)
             except StoreUnavailable as error:
                 log.warning("cannot hand back; the janitor will when leases end: %s", error)
-
-    def _timeout(self) -> JobError:
-        limit = f"did not end within {self.settings.job_timeout_seconds:g} s"
-        return JobError(code="job_timeout", message=limit)
 
     def _fail(self, work: Work, error: JobError) -> None:
         _log_failure(work, error)
@@ -246,6 +255,14 @@ class Host:
                     log_job(log, logging.ERROR, work, "outcome lost, it will run again: %s", error)
                     return
                 pause = min(2 * pause, 2.0)
+
+
+def _room(spec: ModelSpec, settings: Settings) -> Room:
+    slots, reserved = slots_of(spec, settings)
+    return Room(
+        jobs=min(settings.slots, MAX_JOBS),
+        row_outputs=slots - reserved + max(1, slots // _PREFETCHED),
+    )
 
 
 def _log_failure(work: Work, error: JobError) -> None:

@@ -21,6 +21,7 @@ from slm_core.engine import Event, Prompt
 
 log = logging.getLogger(__name__)
 
+ENDING_SECONDS = 5.0  # that work may take to end when it is told to; a step takes far less
 RELOAD_SECONDS = 30.0  # a model that did not load is not tried again before
 _RATE_SECONDS = 10.0  # of computing, over which the rate is averaged
 
@@ -72,6 +73,7 @@ class Submission:
         self.future: Future[list[Completion]] = Future()
         self.ending = False
         self.taken = False  # by its lane
+        self.begun = False  # some output has a token
         self.sequences: list[int] = []  # in the engine; may name some that have ended
         self._completions: dict[int, Completion] = {}
         self._notify = notify
@@ -240,6 +242,7 @@ class Lane:
         submission = row.submission
         if event.token is not None:
             row.tokens += 1
+            submission.begun = True
             if submission.on_token:
                 submission.on_token(row.request, row.tokens, event.token)
         if event.completion:

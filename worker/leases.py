@@ -85,10 +85,7 @@ class Leases(Background):
             if (work.id, work.attempt) in self._early:
                 del self._early[work.id, work.attempt]
                 held.tell(Submission.end)
-            before = self._held.get(work.id)
             self._held[work.id] = held
-        if before:  # an attempt of ours that was given up, and claimed again by us
-            before.tell(Submission.drop)
 
     def attach(self, work: Work, submission: Submission) -> None:
         """From now on `submission` runs the work; it is told what the work was told before."""

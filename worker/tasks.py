@@ -12,8 +12,8 @@ from worker.app import app, host
 def serve(model: str) -> None:
     """Claims and runs waiting work until none waits, or makes room after a time slice."""
     until = time.monotonic() + host.settings.slice_seconds
-    while work := host.claim(model):
-        host.run(work)
+    while works := host.claim(model):
+        host.run(works)
         if time.monotonic() > until:
             host.request_ticket(model)
             break

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from slm_core import Completion, SamplingParams
-from slm_jobs.schemas import Output, Usage, Work
-from worker.lane import Request
+from slm_core.errors import SlmCoreError
+from slm_jobs.schemas import JobError, Output, Usage, Work
+from worker.lane import EngineFault, Request
 
 
 def to_requests(work: Work) -> list[Request]:
@@ -44,3 +45,16 @@ def to_outputs(work: Work, completions: list[Completion]) -> tuple[list[Output],
         total_tokens=prompt_tokens + completion_tokens,
     )
     return outputs, usage
+
+
+def to_error(error: Exception) -> JobError:
+    """Why work failed, for who asked for it."""
+    if isinstance(error, SlmCoreError):
+        return JobError(code="invalid_request", message=str(error))
+    if isinstance(error, EngineFault):
+        return JobError(code="engine_fault", message=str(error))
+    return JobError(code="internal_error", message=f"the worker failed: {type(error).__name__}")
+
+
+def timed_out(seconds: float) -> JobError:
+    return JobError(code="job_timeout", message=f"did not end within {seconds:g} s")

@@ -6,5 +6,5 @@ local job = redis.call('HMGET', JOB .. id, 'status', 'key')
 if job[1] == 'queued' or job[1] == 'running' then
   return 0
 end
-forget(id, job[2] or '')
+forget_job(id, job[2] or '')
 return 1

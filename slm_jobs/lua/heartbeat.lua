@@ -12,7 +12,7 @@ for i = 5, #ARGV, 2 do
   local id, attempt = ARGV[i], ARGV[i + 1]
   if owns(id, attempt) then
     redis.call('ZADD', LEASES, expiry, id)
-    if redis.call('HEXISTS', JOB .. id, 'cancel_requested') == 1 then
+    if is_cancelled(id) then
       cancelled[#cancelled + 1] = id
     end
   else

@@ -189,6 +189,31 @@ def test_priority_goes_first_then_age(model: GPT, make_engine: MakeEngine) -> No
     assert ended == [ids[i] for i in (1, 3, 0, 4, 2)]
 
 
+def test_who_has_priority_finds_a_reserved_slot_at_once(
+    model: GPT, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(model, slots=4, reserved_slots=2)
+    bulk = [engine.add("Once", greedy(9), priority=-1) for _ in range(5)]
+    assert {event.sequence for event in engine.step()} == {*bulk[:2]}
+    urgent = [engine.add("Once", greedy(9)) for _ in range(2)]
+    assert {event.sequence for event in engine.step()} == {*bulk[:2], *urgent}
+    engine.cancel(bulk[0])
+    engine.step()
+    assert {event.sequence for event in engine.step()} == {bulk[1], *urgent}
+    done = set()
+    while engine.has_work:
+        done |= {event.sequence for event in engine.step() if event.completion}
+    assert done == {*bulk[1:], *urgent}
+    with pytest.raises(ValueError, match="reserved_slots"):
+        make_engine(model, reserved_slots=-1)
+
+
+def test_a_lone_slot_cannot_be_reserved(model: GPT, make_engine: MakeEngine) -> None:
+    engine = make_engine(model, slots=1, reserved_slots=4)
+    engine.add("Once", greedy(1), priority=-1)
+    assert engine.step()
+
+
 def test_a_deadline_keeps_the_partial_text(model: GPT, make_engine: MakeEngine) -> None:
     now = 100.0
     engine = make_engine(model, slots=1, clock=lambda: now)

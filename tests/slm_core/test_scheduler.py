@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from slm_core import SamplingParams
 from slm_core.scheduler import Scheduler, Sequence
@@ -22,11 +22,17 @@ class Slots(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(SLOTS, prefill_tokens=BUDGET, prompt_cost=padded)
         self.rows: list[Sequence | None] = [None] * SLOTS
         self.arrived: list[Sequence] = []
         self.ended: list[Sequence] = []
         self.now = 0.0
+
+    @initialize(reserved=st.integers(0, SLOTS + 1))
+    def start(self, reserved: int) -> None:
+        self.scheduler = Scheduler(
+            SLOTS, prefill_tokens=BUDGET, prompt_cost=padded, reserved=reserved
+        )
+        self.reserved = min(reserved, SLOTS - 1)
 
     @rule(
         length=st.integers(1, 100),
@@ -53,7 +59,10 @@ class Slots(RuleBasedStateMachine):
         lengths = [len(s.prompt_ids) for s in admitted]
         assert lengths == sorted(lengths)
         assert sum(map(padded, lengths)) <= BUDGET or len(admitted) == 1
-        assert bool(admitted) == bool(free and waiting)
+        if any(s.priority < 0 for s in admitted):
+            assert len(self.scheduler.live) <= SLOTS - self.reserved
+        taken = self.reserved if waiting and waiting[0].priority < 0 else 0
+        assert bool(admitted) == bool(free > taken and waiting)
 
     @precondition(lambda self: self.scheduler.live)
     @rule(data=st.data())
@@ -105,6 +114,28 @@ class Slots(RuleBasedStateMachine):
         dropped = [s.id for s in self.arrived if s.finish_reason and s.id not in held]
         assert sorted(held + dropped) == [s.id for s in self.arrived]
         assert len(self.scheduler) == len(self.arrived) - len(self.ended)
+
+
+def test_who_may_not_be_admitted_yet_blocks_nobody() -> None:
+    scheduler = Scheduler(4, prefill_tokens=1024, prompt_cost=padded, reserved=1)
+
+    def add(first: int, count: int, priority: int) -> None:
+        for sequence_id in range(first, first + count):
+            scheduler.add(Sequence(sequence_id, [0], SamplingParams(), priority))
+
+    add(0, 5, priority=-1)
+    assert [s.id for s in scheduler.admit()] == [0, 1, 2]
+    assert scheduler.admit() == []  # two wait, and a slot is free
+    add(5, 2, priority=0)
+    assert [s.id for s in scheduler.admit()] == [5]
+    scheduler.end(0, "cancelled")
+    scheduler.release()
+    assert [s.id for s in scheduler.admit()] == [6]  # before 3, which is older
+    for sequence_id in (1, 5):
+        scheduler.end(sequence_id, "cancelled")
+    scheduler.release()
+    assert [s.id for s in scheduler.admit()] == [3]
+    assert scheduler.admit() == []
 
 
 TestSlots = Slots.TestCase

@@ -25,8 +25,7 @@ def create(store: JobStore, prompt: str = "Once upon", **fields: object) -> Job:
 
 
 def claim(store: JobStore, worker: str = "w1") -> Work:
-    work = store.claim_next(MODEL, worker=worker)
-    assert work is not None
+    [work] = store.claim_next(MODEL, worker=worker)
     return work
 
 

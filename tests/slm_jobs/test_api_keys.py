@@ -31,7 +31,7 @@ def test_a_key_is_known_by_its_token_only(store: JobStore, redis: Redis) -> None
 
     everything = " ".join(str(redis.hgetall(name)) for name in redis.keys("slm:key:*"))
     assert made.token not in everything
-    assert made.token.rpartition("_")[2] not in everything
+    assert made.token.split("_", 2)[2] not in everything
 
 
 @pytest.mark.parametrize("token", ["", "slm_", "slm_abcdefghij_short", "sk-1234", "slm_ABC\n"])

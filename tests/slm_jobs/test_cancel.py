@@ -48,7 +48,7 @@ def test_a_queued_job_is_cancelled_at_once(store: JobStore, redis: Redis) -> Non
     assert cancelled.finished_at is not None
     assert store.cancel(jobs[0].id) == cancelled
     assert claim(store).id == jobs[1].id
-    assert store.claim_next(MODEL, worker="w1") is None
+    assert store.claim_next(MODEL, worker="w1") == []
     assert redis.ttl(keys.job(jobs[0].id)) > 0
 
 
@@ -204,8 +204,8 @@ def test_the_place_in_the_queue(store: JobStore) -> None:
 
 
 def complete_all(store: JobStore) -> None:
-    while work := store.claim_next(MODEL, worker="w1"):
-        assert store.fail(work, ERROR)
+    while works := store.claim_next(MODEL, worker="w1"):
+        assert store.fail(works[0], ERROR)
 
 
 # Streams

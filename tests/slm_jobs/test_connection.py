@@ -57,8 +57,8 @@ def test_every_job_is_claimed_exactly_once(real_store: JobStore) -> None:
     def claim_all(worker: int) -> list[str]:
         together.wait(10)
         claimed = []
-        while work := real_store.claim_next(MODEL, worker=f"w{worker}"):
-            claimed.append(work.id)
+        while works := real_store.claim_next(MODEL, worker=f"w{worker}"):
+            claimed.append(works[0].id)
         return claimed
 
     with ThreadPoolExecutor(threads) as pool:

@@ -9,6 +9,7 @@ is sent again is the same call twice.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import fakeredis
@@ -99,6 +100,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.expected: dict[str, Expected] = {}
         self.claims: set[tuple[str, int]] = set()
         self.locked = False
+        self.turn: tuple[str, int] | None = None  # who empties itself for a model's suspects
 
     # Clients
 
@@ -155,14 +157,15 @@ class StoreMachine(RuleBasedStateMachine):
 
     # Workers
 
-    @rule(target=works, client=clients, model=models)
-    def claim(self, client: int, model: str) -> object:
-        work = self.stores[client].claim_next(model, worker=f"w{client}")
-        waiting = self.waiting(model)
-        if work is None:
-            assert waiting == []
+    @rule(target=works, client=clients, model=models, alone=st.booleans())
+    def claim(self, client: int, model: str, alone: bool) -> object:
+        works = self.stores[client].claim_next(model, worker=f"w{client}", alone=alone)
+        expected = self.expect_claim(client, model, alone)
+        if not works:
+            assert expected is None
             return multiple()
-        assert work.id == waiting[0]
+        [work] = works
+        assert (work.id, work.alone) == expected
         job = self.expected[work.id]
         job.status, job.attempt = RUNNING, job.attempt + 1
         job.lease_until = self.clock + LEASE_S
@@ -228,7 +231,13 @@ class StoreMachine(RuleBasedStateMachine):
         requeued, exhausted = self.take_leases_back()
         assert (report.requeued, report.exhausted) == (requeued, exhausted)
         for model in MODELS:
-            assert self.redis.llen(queue_name(model)) >= min(len(self.waiting(model)), TICKETS_MAX)
+            count = len(self.waiting(model)) + len(self.suspects(model))
+            assert self.redis.llen(queue_name(model)) >= min(count, TICKETS_MAX)
+
+    @rule()
+    def lose_the_turn(self) -> None:
+        self.redis.delete(keys.TURN)  # it runs out when the machine says so
+        self.turn = None
 
     @rule(model=models, count=st.integers(1, 3))
     def lose_tickets(self, model: str, count: int) -> None:
@@ -242,7 +251,8 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(client=clients, model=models)
     def request_ticket(self, client: int, model: str) -> None:
         self.stores[client].request_ticket(model)
-        assert bool(self.redis.llen(queue_name(model))) or not self.waiting(model)
+        waits = self.waiting(model) or self.suspects(model)
+        assert bool(self.redis.llen(queue_name(model))) or not waits
 
     # What always holds
 
@@ -250,13 +260,14 @@ class StoreMachine(RuleBasedStateMachine):
     def every_job_is_in_one_place(self) -> None:
         for model in MODELS:
             assert self.redis.zrange(keys.waiting(model), 0, -1) == self.waiting(model)
+            assert self.redis.zrange(keys.SUSPECTS + model, 0, -1) == self.suspects(model)
         running = {job for job, known in self.expected.items() if known.status is RUNNING}
         assert set(self.redis.zrange(keys.LEASES, 0, -1)) == running
 
     @invariant()
     def what_is_counted_is_there(self) -> None:
         for model in MODELS:
-            queued = [self.expected[job] for job in self.waiting(model)]
+            queued = [self.expected[j] for j in self.waiting(model) + self.suspects(model)]
             counted = int(self.redis.hget(keys.QUEUED_TOKENS, model) or 0)
             assert counted == sum(known.tokens for known in queued)
             running = [k for k in self.expected.values() if (k.model, k.status) == (model, RUNNING)]
@@ -288,8 +299,9 @@ class StoreMachine(RuleBasedStateMachine):
             self.move_clock(1_200)
             self.sweep(0, lock_ran_out=True)
             for model in MODELS:
-                for n in range(len(self.waiting(model))):
-                    work = self.claim(1, model)
+                self.lose_the_turn()
+                for n in range(len(self.waiting(model)) + len(self.suspects(model))):
+                    work = self.claim(1, model, alone=True)
                     assert isinstance(work, Work)
                     if n % 2:  # the others vanish
                         self.complete(1, work)
@@ -302,12 +314,30 @@ class StoreMachine(RuleBasedStateMachine):
     # The model
 
     def waiting(self, model: str) -> list[str]:
+        return self.line(model, lambda known: known.crashes == 0)
+
+    def suspects(self, model: str) -> list[str]:
+        return self.line(model, lambda known: known.crashes > 0)
+
+    def line(self, model: str, wanted: Callable[[Expected], bool]) -> list[str]:
         jobs = [
             (-known.priority, known.age, job)
             for job, known in self.expected.items()
-            if known.model == model and known.status is QUEUED
+            if known.model == model and known.status is QUEUED and wanted(known)
         ]
         return [job for _, _, job in sorted(jobs)]
+
+    def expect_claim(self, client: int, model: str, alone: bool) -> tuple[str, bool] | None:
+        """The job, and whether it must run alone."""
+        suspects, mine = self.suspects(model), (model, client)
+        if suspects and self.turn in (None, mine):
+            self.turn = mine
+            return (suspects[0], True) if alone else None
+        if self.turn == mine:
+            self.turn = None
+        if self.turn and self.turn[1] == client:
+            return None
+        return next(((job, False) for job in self.waiting(model)), None)
 
     def end(self, work: Work, status: JobStatus) -> bool:
         job = self.expected[work.id]

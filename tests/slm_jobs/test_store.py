@@ -94,9 +94,9 @@ def test_a_claim_leases_the_oldest_job(store: JobStore) -> None:
 
 def test_a_claim_finds_nothing(store: JobStore) -> None:
     create(store)
-    assert store.claim_next("another", worker="w1") is None
+    assert store.claim_next("another", worker="w1") == []
     claim(store)
-    assert store.claim_next(MODEL, worker="w1") is None
+    assert store.claim_next(MODEL, worker="w1") == []
 
 
 def test_a_claim_drops_ids_without_a_record(store: JobStore, redis: Redis) -> None:

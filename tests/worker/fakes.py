@@ -20,11 +20,17 @@ class FakeEngine:
 
     Its tokens are 1, 2, 3, ... A prompt `boom` makes every step that it is part of raise; `long` is
     refused; `hold` runs until it is cancelled. `largest` is the most sequences that were in the
-    engine at once.
+    engine at once, `seen` what was in it in each step.
+
+    What finds no slot waits, by priority; slots are without end unless told otherwise.
     """
 
-    def __init__(self, step_seconds: float = 0.001) -> None:
+    def __init__(
+        self, step_seconds: float = 0.001, slots: int = 1_000_000, reserved_slots: int = 0
+    ) -> None:
         self.live: dict[int, tuple[Prompt, SamplingParams, int]] = {}
+        self.waiting: list[tuple[int, int, Prompt, SamplingParams]] = []
+        self.seen: list[list[Prompt]] = []
         self.added: list[int] = []
         self.priorities: list[int] = []
         self.step_seconds = step_seconds
@@ -33,12 +39,14 @@ class FakeEngine:
         self.threads: set[int] = set()
         self._ids = itertools.count()
         self._cancelled: set[int] = set()
+        self._slots = slots
+        self._reserved = reserved_slots
 
     fingerprint = "fake/1"
 
     @property
     def has_work(self) -> bool:
-        return bool(self.live)
+        return bool(self.live or self.waiting)
 
     def add(self, prompt: Prompt, params: SamplingParams, *, priority: int = 0) -> int:
         self.threads.add(threading.get_ident())
@@ -47,26 +55,43 @@ class FakeEngine:
         sequence = next(self._ids)
         self.added.append(sequence)
         self.priorities.append(priority)
-        self.live[sequence] = (prompt, params, 0)
-        self.largest = max(self.largest, len(self.live))
+        self.waiting = sorted([*self.waiting, (-priority, sequence, prompt, params)])
+        self._admit()
         return sequence
+
+    def _admit(self) -> None:
+        while self.waiting:
+            free = self._slots - len(self.live)
+            if free <= (self._reserved if self.waiting[0][0] > 0 else 0):
+                return
+            _, sequence, prompt, params = self.waiting.pop(0)
+            self.live[sequence] = (prompt, params, 0)
+            self.largest = max(self.largest, len(self.live))
 
     def cancel(self, sequence_id: int) -> None:
         self.threads.add(threading.get_ident())
-        if sequence_id in self.live:
+        if sequence_id in self.live or any(sequence_id == waits[1] for waits in self.waiting):
             self._cancelled.add(sequence_id)
 
     def reset(self) -> None:
         self.live.clear()
+        self.waiting.clear()
         self._cancelled.clear()
 
     def step(self) -> list[Event]:
         self.threads.add(threading.get_ident())
         self.steps += 1
+        self._admit()
+        self.seen.append([prompt for prompt, _, _ in self.live.values()])
         time.sleep(self.step_seconds)
         if any(prompt == "boom" for prompt, _, _ in self.live.values()):
             raise RuntimeError("device says no")
         events = []
+        for waits in [waits for waits in self.waiting if waits[1] in self._cancelled]:
+            self.waiting.remove(waits)
+            self._cancelled.discard(waits[1])
+            nothing = Completion("", [], "cancelled", Usage(len(waits[2]), 0))
+            events.append(Event(waits[1], None, nothing))
         for sequence, (prompt, params, done) in list(self.live.items()):
             cancelled = sequence in self._cancelled
             ended = cancelled or (done + 1 == params.max_tokens and prompt != "hold")

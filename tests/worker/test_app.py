@@ -32,7 +32,7 @@ def test_threads_late_acks_and_a_queue_for_each_model(tmp_path: Path) -> None:
     settings = Settings(slots=300)
     conf = create_app(Host(settings, Manifest.load(tmp_path / "models.toml"), store)).conf
     assert [queue.name for queue in conf.task_queues] == ["slm:serve:one", "slm:serve:two"]
-    assert (conf.worker_pool, conf.worker_concurrency) == ("threads", 256)
+    assert (conf.worker_pool, conf.worker_concurrency) == ("threads", 258)
     assert (conf.worker_prefetch_multiplier, conf.task_acks_late) == (1, True)
     assert conf.task_ignore_result
     assert conf.result_backend is None
@@ -52,7 +52,7 @@ def test_a_worker_may_host_some_models_only(
     host = create_host()
     conf = create_app(host).conf
     assert [queue.name for queue in conf.task_queues] == ["slm:serve:two", "slm:serve:three"]
-    assert conf.worker_concurrency == 10
+    assert conf.worker_concurrency == 12
     monkeypatch.setenv("SLM_WORKER_MODELS", "four")
     with pytest.raises(SystemExit, match=r"SLM_WORKER_MODELS: no model 'four'; there are: one"):
         create_host()

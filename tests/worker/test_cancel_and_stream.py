@@ -13,12 +13,14 @@ from redis import Redis
 from slm_client.redis_server import RedisServer, free_port
 from slm_core import GPT, Engine, GPTConfig
 from slm_jobs import keys
+from slm_jobs.batch_schemas import BatchStatus
 from slm_jobs.schemas import JobStatus, Work
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from tests.slm_core.conftest import random_model
 from tests.worker.fakes import FakeEngine
 from tests.worker.test_batcher import until
+from tests.worker.test_feeder import add_batch
 from tests.worker.test_host import MODEL, OTHER, make_host, serving, submit
 from worker.host import Host
 from worker.listener import Listener
@@ -97,6 +99,22 @@ def test_a_cancel_takes_effect_at_once(
     assert sorted(seconds)[5] < 0.1
 
 
+def test_a_cancelled_batch_ends_at_once(
+    started: MakeHost, store: JobStore, engine: FakeEngine
+) -> None:
+    host = started(engine, lease_seconds=60.0)  # so that no heartbeat helps
+    for _ in range(3):
+        batch_id = add_batch(store, ["a", *["hold"] * 20])
+        thread = serving(host)
+        until(lambda batch_id=batch_id: store.batches.get(batch_id).counts.succeeded)
+        store.batches.cancel(batch_id)
+        thread.join(5)
+        batch = store.batches.get(batch_id)
+        assert batch.status is BatchStatus.CANCELLED
+        assert (batch.counts.succeeded, batch.counts.cancelled) == (1, 20)
+        assert len(host._leases) == 0
+
+
 def test_what_ended_by_itself_keeps_its_reason(
     started: MakeHost, store: JobStore, engine: FakeEngine
 ) -> None:
@@ -135,13 +153,12 @@ def test_a_cancel_between_claim_and_start_is_not_missed(
     job_id = submit(store, "hold")
     if when == "before it is held":
         host._leases.cancel(job_id, 1)
-    work = host.claim(MODEL)
-    assert work is not None
+    [work] = host.claim(MODEL)
     store.cancel(job_id)
     if when == "before it is submitted":
         host._leases.cancel(job_id, 1)
     host._leases.cancel("job_of_nobody", 1)
-    host.run(work)
+    host.run([work])
     assert store.get(job_id).status is JobStatus.CANCELLED
     host.stop()
 
@@ -149,10 +166,9 @@ def test_a_cancel_between_claim_and_start_is_not_missed(
 def test_the_cancel_of_another_attempt_is_ignored(store: JobStore, engine: FakeEngine) -> None:
     host = make_host(store, engine)
     job_id = submit(store, "a", max_tokens=20)
-    work = host.claim(MODEL)
-    assert work is not None
+    [work] = host.claim(MODEL)
     host._leases.cancel(job_id, work.attempt + 1)
-    host.run(work)
+    host.run([work])
     assert store.get(job_id).status is JobStatus.SUCCEEDED
     host.stop()
 
@@ -261,7 +277,7 @@ def test_a_redelivered_job_goes_on_where_its_stream_ends(
 def test_one_models_flood_starves_no_other(store: JobStore) -> None:
     engine = FakeEngine()
     host = make_host(store, engine, slots=3)
-    assert host.concurrency == 6
+    assert host.concurrency == 8
     for _ in range(10):
         submit(store, "hold")
     floods = [serving(host) for _ in range(5)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from slm_core import SamplingParams
 from slm_jobs.manifest import ModelSpec
 from slm_jobs.settings import Settings
-from worker.engines import load_engine
+from worker.engines import load_engine, slots_of
 
 PARAMS = SamplingParams(max_tokens=12, seed=3, ignore_eos=True)
 SETTINGS = Settings.model_construct(slots=16)
@@ -26,6 +26,18 @@ def test_a_checkpoint_with_a_cache_and_without(checkpoint: Path) -> None:
     assert naive.fingerprint.endswith("/no-cache")
     greedy = SamplingParams(max_tokens=12, temperature=0)
     assert naive.generate("Once", greedy) == cached.generate("Once", greedy)
+
+
+def test_some_slots_are_reserved_but_never_all(checkpoint: Path) -> None:
+    cached, naive = spec(checkpoint), spec(checkpoint, kv_cache=False)
+    assert slots_of(cached, SETTINGS) == (16, 4)
+    assert slots_of(naive, SETTINGS) == (4, 3)
+    assert slots_of(cached, Settings.model_construct(slots=1)) == (1, 0)
+    assert slots_of(cached, Settings.model_construct(slots=8, reserved_slots=0)) == (8, 0)
+    engine = load_engine(cached, SETTINGS)
+    for _ in range(16):
+        engine.add("Once", PARAMS, priority=-1)
+    assert len(engine.step()) == 12
 
 
 def test_an_untrained_model_needs_the_shape_only(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+-- batch_cancel(batch, ttl in s) -> {now, the record}; the record is empty if there is no such batch
+-- What waits ends here, the workers of running rows are told. One that has ended stays as it is.
+local batch, ttl_seconds = ARGV[2], ARGV[3]
+allow_when_full()
+
+local status = redis.call('HGET', BATCH .. batch, 'status')
+if status == 'validating' then
+  redis.call('HINCRBY', BATCH .. batch, 'cancelled', redis.call('HGET', BATCH .. batch, 'pending'))
+  drop_rows(batch)
+  end_batch(batch, 'cancelled', ttl_seconds)
+elseif status == 'running' then
+  redis.call('HSET', BATCH .. batch, 'cancel_requested', 1)
+  local leases = redis.call('HGETALL', LEASED .. batch)
+  for i = 1, #leases, 2 do
+    local attempt, worker = leases[i + 1]:match('^(%d+) %d+ (%S+)$')
+    if worker ~= NOBODY then
+      redis.call('PUBLISH', COMMANDS .. worker, row_id(batch, leases[i]) .. ' ' .. attempt)
+    end
+  end
+  stop_batch(batch, 'cancelled', ttl_seconds)
+end
+return { now(), batch_record(batch) }

@@ -1,0 +1,43 @@
+-- What every script begins with, in this order: base, limits, jobs, rows, work. Each change of a job's or a
+-- row's state is one function here; the scripts only decide which of them happens. The names in
+-- capitals are declared in front of this file by scripts.py. Times are integer milliseconds by
+-- Redis's clock. This part: the clock, tickets and workers.
+
+-- ARGV[1] is always the clock's offset in ms: tests move time with it, otherwise it is 0.
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[1]
+end
+
+-- A full Redis refuses the first write of a script, and none that follow one it let through.
+-- Deleting is always let through, so this lets a script finish: a full Redis takes no new jobs, but
+-- running ones keep their leases and end, which is what frees memory again.
+local function allow_when_full()
+  redis.call('DEL', NOTHING)
+end
+
+-- How many tickets could be of use: one for each job, as a thread runs one, and for rows one for each
+-- worker, as a worker has one thread that runs them all.
+local function tickets_wanted(model)
+  local wanted = redis.call('ZCARD', WAITING .. model) + redis.call('ZCARD', SUSPECTS .. model)
+  if redis.call('EXISTS', SHARES .. model) == 1 then
+    wanted = wanted + math.max(redis.call('ZCARD', WORKERS), 1)
+  end
+  return math.min(wanted, TICKETS_MAX)
+end
+
+-- Leaves a ticket unless enough of them stand. Returns whether it did.
+local function push_ticket(model)
+  if redis.call('LLEN', QUEUE .. model) >= tickets_wanted(model) then
+    return false
+  end
+  local blanks = { model = model, id = 'ticket-' .. redis.call('INCR', TICKETS) }
+  local ticket = TICKET:gsub('{{(%w+)}}', blanks)
+  redis.call('LPUSH', QUEUE .. model, ticket) -- kombu takes from the right
+  return true
+end
+
+local function forget_worker(worker)
+  redis.call('ZREM', WORKERS, worker)
+  redis.call('HDEL', WORKER_INFO, worker)
+end

@@ -1,0 +1,57 @@
+-- Work: a job, or a row of a batch.
+
+-- Whether this attempt still owns the work. An expired lease does until somebody takes it back.
+local function owns(id, attempt)
+  local batch, row = row_of(id)
+  if not batch then
+    return owns_job(id, attempt)
+  end
+  local held, _, worker = lease_of(batch, row)
+  return held == attempt and worker ~= NOBODY
+end
+
+-- Whether a client wants running work to end.
+local function is_cancelled(id)
+  local batch = row_of(id)
+  return redis.call('HEXISTS', batch and BATCH .. batch or JOB .. id, 'cancel_requested') == 1
+end
+
+-- running -> waiting again, no crash is counted; or -> how a client, or a window, has ended it
+local function requeue(id, ttl_seconds, batch_ttl_seconds)
+  local batch, row = row_of(id)
+  if not batch then
+    return requeue_job(id, ttl_seconds)
+  end
+  local _, crashes = lease_of(batch, row)
+  requeue_row(batch, row, crashes, batch_ttl_seconds)
+end
+
+-- After its worker fell silent: running -> waiting again, as a suspect; or -> failed, after `most` times.
+-- Returns whether it failed. `error` is that of a job; a row's is the code "attempts_exhausted".
+local function count_crash(id, most, error, ttl_seconds, batch_ttl_seconds)
+  local batch, row = row_of(id)
+  if not batch then
+    if redis.call('HINCRBY', JOB .. id, 'crashes', 1) < most then
+      requeue_job(id, ttl_seconds)
+      return false
+    end
+    finish(id, 'failed', ttl_seconds, 0, 'error', error)
+    return true
+  end
+  local _, crashes = lease_of(batch, row)
+  if crashes + 1 < most then
+    requeue_row(batch, row, crashes + 1, batch_ttl_seconds)
+    return false
+  end
+  finish_row(batch, row, 'failed', 'attempts_exhausted ', 0, 0, batch_ttl_seconds)
+  return true
+end
+
+-- Ended -> (nothing)
+local function forget(id, key)
+  if id:match('^batch_') then
+    forget_batch(id, key)
+  else
+    forget_job(id, key)
+  end
+end

@@ -1,0 +1,141 @@
+"""What this process takes on: one claim at a time, so that what must run alone does."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from slm_jobs.errors import StoreUnavailable
+from slm_jobs.schemas import Work
+from slm_jobs.store import JobStore
+from worker.leases import Leases
+
+log = logging.getLogger(__name__)
+
+
+class Room(NamedTuple):
+    """What a model may have here at once, so that one model's flood starves no other."""
+
+    jobs: int  # each is a thread
+    row_outputs: int  # of rows in its engine, those of jobs included
+
+
+@dataclass
+class _Load:
+    """What a model has here."""
+
+    room: Room
+    jobs: int = 0
+    job_outputs: int = 0
+    fed: bool = False  # whether some thread is its feeder
+
+    def free(self, row_outputs: int) -> int:
+        return self.room.row_outputs - self.job_outputs - row_outputs
+
+
+class Claims:
+    """Claims work for every model in `rooms`, and holds its leases. Methods are safe for threads.
+
+    Jobs are for the thread that claims them. Rows make it the model's feeder, which claims more of
+    them by `feed`; `wake` tells it that there may be more. While work runs that must run alone,
+    nothing else is claimed, and it is not claimed while there is other work.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        leases: Leases,
+        worker: str,
+        rooms: Mapping[str, Room],
+        wake: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._leases = leases
+        self._worker = worker
+        self._loads = {model: _Load(room) for model, room in rooms.items()}
+        self._wake = wake
+        self._alone = False  # something runs that must
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def claim(self, model: str) -> list[Work]:
+        """A job, or rows for a new feeder; nothing where nothing waits, the model has all that it
+        may have here, or claims are closed. Waits while something runs alone."""
+        load = self._loads[model]
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._alone)
+            jobs = load.jobs < load.room.jobs
+            rows = 0 if load.fed else max(0, load.free(0))
+            empty = not (len(self._leases) or any(each.fed for each in self._loads.values()))
+            works = self._claim(model, jobs=jobs, rows=rows, alone=empty)
+            if not works and load.fed:
+                self._wake(model)
+            for work in works:
+                if work.row:
+                    load.fed = True
+                else:
+                    load.jobs += 1
+                    load.job_outputs += _outputs(work)
+        return works
+
+    def feed(self, model: str, row_outputs: int, *, idle: bool) -> list[Work]:
+        """More rows for the model's feeder, which has so many outputs in the engine.
+
+        If it is `idle` and gets nothing, it is the feeder no longer.
+        """
+        load = self._loads[model]
+        with self._changed:
+            rows = 0 if self._alone else max(0, load.free(row_outputs))
+            works = self._claim(model, jobs=False, rows=rows, alone=False)
+            load.fed = bool(works) or not idle
+        return works
+
+    def stop_feeding(self, model: str) -> None:
+        """The feeder is gone, whatever it had."""
+        with self._changed:
+            self._loads[model].fed = False
+
+    def release(self, works: Sequence[Work]) -> None:
+        """The outcomes of `works` are written, or are not ours to write."""
+        for work in works:
+            self._leases.release(work)
+        self.forget(works)
+
+    def forget(self, works: Sequence[Work]) -> None:
+        """Nothing runs `works` any more; their leases stay, until all that is left goes back."""
+        with self._changed:
+            for work in works:
+                if not work.row:
+                    self._loads[work.model].jobs -= 1
+                    self._loads[work.model].job_outputs -= _outputs(work)
+                if work.alone:
+                    self._alone = False
+                    self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing is claimed from now on, and nobody waits."""
+        self._closed = True
+        with self._changed:
+            self._changed.notify_all()
+
+    def _claim(self, model: str, *, jobs: bool, rows: int, alone: bool) -> list[Work]:
+        if self._closed or not (jobs or rows):
+            return []
+        try:
+            works = self._store.claim_next(
+                model, worker=self._worker, jobs=jobs, rows=rows, alone=alone
+            )
+        except StoreUnavailable as error:
+            log.warning("cannot claim work: %s", error)
+            return []
+        for work in works:
+            self._leases.hold(work)
+        self._alone = any(work.alone for work in works)
+        return works
+
+
+def _outputs(work: Work) -> int:
+    return len(work.spec.prompts) * work.spec.n
