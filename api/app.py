@@ -13,9 +13,14 @@ from starlette.responses import RedirectResponse
 
 from api import admin, generate, handlers, jobs, service, stream
 from api.auth import Doorkeeper
+from api.batches import reading as batch_lines
+from api.batches import routes as batches
+from api.batches.body import Uploads
 from api.desk import Desk
 from api.documentation import DESCRIPTION, TAGS, DocumentedAPI, add_docs_page, operation_id
 from api.hosts import HostCheck
+from api.openai import batches as openai_batches
+from api.openai import files as openai_files
 from api.openai import routes as completions
 from api.request_context import RequestContext
 from slm_jobs.errors import ManifestError, SettingsError
@@ -43,6 +48,7 @@ def create_app(
     store = store or JobStore.from_settings(settings)
     events = events or JobEvents.from_settings(settings)
     desk = Desk(settings, manifest, store, events)
+    uploads = Uploads()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -73,8 +79,12 @@ def create_app(
     for routes in (
         jobs.router(desk),
         stream.router(desk),
+        batches.router(desk, uploads),
+        batch_lines.router(desk),
         generate.router(desk),
         completions.router(desk),
+        openai_files.router(desk, uploads),
+        openai_batches.router(desk, uploads),
         service.router(store, manifest),
         admin.router(store.keys),
     ):

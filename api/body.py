@@ -84,7 +84,7 @@ def load(body: bytes) -> Any:
     try:
         # utf-8-sig: Windows tools like to write a byte order mark.
         text = body.decode("utf-8-sig")
-        return json.loads(text, parse_float=_number, parse_constant=_no_constant)
+        return json.loads(text, parse_float=number, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise Problem("malformed_json", f"Byte {error.start} is not UTF-8.") from None
     except json.JSONDecodeError as error:
@@ -97,10 +97,10 @@ def load(body: bytes) -> Any:
         raise Problem("malformed_json", "A number has too many digits.") from None
 
 
-def _number(digits: str) -> float:
+def number(digits: str) -> float:
     """JSON has one kind of numbers: 4.0 is the integer 4, as JSON Schema has it, too."""
-    number = float(digits)
-    return int(number) if number.is_integer() and abs(number) <= 2**53 else number
+    value = float(digits)
+    return int(value) if value.is_integer() and abs(value) <= 2**53 else value
 
 
 def _no_constant(name: str) -> NoReturn:

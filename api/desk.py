@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
@@ -18,15 +20,19 @@ from api.follow import JobEvent, follow
 from slm_core.tokenizer import Tokenizer
 from slm_jobs.admission import Admission, Idempotency
 from slm_jobs.api_keys import KeyProof
+from slm_jobs.batch_schemas import Batch
 from slm_jobs.errors import StoreUnavailable
-from slm_jobs.events import JobEvents
+from slm_jobs.events import JobEvents, Watch
 from slm_jobs.manifest import Manifest
 from slm_jobs.schemas import GenerationParams, Job, JobRequest, JobSpec
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore, new_job_id
 
 _QUICK_SECONDS = 0.5
+_PACE = 0.05  # seconds between two looks at a batch, whose rows all wake
 _PARAMS = tuple(GenerationParams.model_fields)
+
+W = TypeVar("W", Job, Batch)
 
 
 class Desk:
@@ -96,33 +102,46 @@ class Desk:
         """See `follow.follow`."""
         return follow(self.store, self._events, job_id, after)
 
+    def watch(self, work_id: str) -> AbstractAsyncContextManager[Watch]:
+        """See `JobEvents.watch`."""
+        return self._events.watch(work_id)
+
     async def ended(self, job_id: str, seconds: float, http: Request) -> Job:
         """The job as soon as it has ended, or as it stands after `seconds`.
 
         Rides out a Redis that is away for shorter. Raises ClientDisconnect when the client goes
         away, JobNotFound, and StoreUnavailable at the end of the time.
         """
+        return await self._ended(job_id, self.store.get, seconds, http)
+
+    async def batch_ended(self, batch_id: str, seconds: float, http: Request) -> Batch:
+        """As `ended`, for a batch. Raises BatchNotFound."""
+        return await self._ended(batch_id, self.store.batches.get, seconds, http, pace=_PACE)
+
+    async def _ended(
+        self, work_id: str, read: Callable[[str], W], seconds: float, http: Request, pace: float = 0
+    ) -> W:
         until = time.monotonic() + seconds
         tasks = [asyncio.create_task(_disconnected(http))]
         try:
-            async with self._events.watch(job_id) as watch:
+            async with self.watch(work_id) as watch:
                 while True:
-                    job, away = None, None
+                    found, away = None, None
                     try:
-                        job = await run_in_threadpool(self.store.get, job_id)
+                        found = await run_in_threadpool(read, work_id)
                     except StoreUnavailable as error:
                         away = error
                     left = until - time.monotonic()
-                    if job and (job.status.is_terminal or left <= 0):
-                        return job
+                    if found and (found.status.is_terminal or left <= 0):
+                        return found
                     if away and left <= 0:
                         raise away
                     tasks[1:] = [asyncio.create_task(watch.wait(left))]
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                     if tasks[0].done():
                         raise ClientDisconnect
-                    if away:  # being woken means little
-                        await asyncio.sleep(min(left, _QUICK_SECONDS))
+                    pause = _QUICK_SECONDS if away else pace  # being woken may mean little
+                    await asyncio.sleep(min(left, pause))
         finally:
             for task in tasks:
                 task.cancel()

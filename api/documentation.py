@@ -22,7 +22,8 @@ from slm_jobs.schemas import JobRequest
 DESCRIPTION = """\
 Text generation with small language models, as jobs: `POST /jobs` takes one at once and answers
 `202`; wait for its text, poll for it, or follow it token by token. Workers generate many jobs
-together. `/v1/completions` is the same for programs that speak OpenAI's API.
+together. `POST /batches` takes a file of prompts, of any size; its rows run when no job waits.
+`/v1/completions` is the same for programs that speak OpenAI's API.
 
 Send an API key with every request: `Authorization: Bearer slm_...`. It has limits, which responses
 tell in `RateLimit` and `x-ratelimit-*`; 429 names those that were reached, and `Retry-After` when
@@ -35,6 +36,7 @@ in those of the worker.
 
 TAGS = [
     {"name": "jobs", "description": "Generate text."},
+    {"name": "batches", "description": "Generate texts for files of prompts."},
     {"name": "simple", "description": "A text at once."},
     {"name": "openai", "description": "What OpenAI's clients call; errors have OpenAI's form."},
     {"name": "service", "description": "What is served, and whether it works."},
@@ -127,10 +129,19 @@ JOB_EXAMPLES: dict[str, dict[str, Any]] = {
 }
 
 
+_examples = dict(JOB_EXAMPLES)  # only referred to
+
+
 def job_examples(*names: str) -> dict[str, Any]:
     """By reference: FastAPI drops nulls from what a route declares, and a job has nulls."""
     examples = {name: {"$ref": f"#/components/examples/{name}"} for name in names}
     return {"application/json": {"examples": examples}}
+
+
+def named_examples(examples: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """These, by reference."""
+    _examples.update(examples)
+    return job_examples(*examples)
 
 
 TAKEN: dict[str, Any] = {
@@ -264,7 +275,7 @@ class DocumentedAPI(FastAPI):
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
         schemas = document["components"]["schemas"]
-        document["components"]["examples"] = JOB_EXAMPLES
+        document["components"]["examples"] = _examples
         if "Problem" not in schemas:
             for name, model in _bodies.items():
                 schema = model.model_json_schema(ref_template=_REF)

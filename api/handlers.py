@@ -17,6 +17,11 @@ from api.limits import quota_headers
 from api.openai.errors import respond
 from api.problems import PROBLEMS, Problem
 from slm_jobs.errors import (
+    BatchGone,
+    BatchInProgress,
+    BatchNotEnded,
+    BatchNotFound,
+    FileNotFound,
     IdempotencyConflict,
     JobGone,
     JobNotEnded,
@@ -28,6 +33,7 @@ from slm_jobs.errors import (
     RateLimited,
     SlmJobsError,
     StoreUnavailable,
+    TooManyFiles,
 )
 
 log = logging.getLogger(__name__)
@@ -38,9 +44,22 @@ async def _problem(request: Request, error: Problem) -> Response:
 
 
 async def _job_not_found(request: Request, error: JobNotFound) -> Response:
-    shown = error.job_id if len(error.job_id) <= 64 else error.job_id[:64] + "…"
-    detail = f"No job {shown!r}: it never existed or its record has expired."
+    detail = f"No job {_shown(error.job_id)}: it never existed or its record has expired."
     return await _problem(request, Problem("job_not_found", detail))
+
+
+async def _batch_not_found(request: Request, error: BatchNotFound) -> Response:
+    detail = f"No batch {_shown(error.batch_id)}: it never existed or its record has expired."
+    return await _problem(request, Problem("batch_not_found", detail))
+
+
+async def _file_not_found(request: Request, error: FileNotFound) -> Response:
+    detail = f"No file {_shown(error.file_id)}: it never existed or has expired."
+    return await _problem(request, Problem("file_not_found", detail))
+
+
+def _shown(given: str) -> str:
+    return repr(given if len(given) <= 64 else given[:64] + "…")
 
 
 async def _key_rejected(request: Request, error: KeyRejected) -> Response:  # noqa: ARG001
@@ -71,7 +90,11 @@ _PLAIN: dict[type[SlmJobsError], str] = {  # what the error says is for clients
     IdempotencyConflict: "idempotency_conflict",
     JobGone: "job_gone",
     JobNotEnded: "job_not_ended",
+    BatchNotEnded: "batch_not_ended",
+    BatchInProgress: "idempotency_in_progress",
+    BatchGone: "batch_gone",
     NoSuchKey: "key_not_found",
+    TooManyFiles: "too_many_files",
 }
 
 
@@ -122,6 +145,8 @@ def install(app: FastAPI) -> None:
     handlers: dict[Any, Any] = {
         Problem: _problem,
         JobNotFound: _job_not_found,
+        BatchNotFound: _batch_not_found,
+        FileNotFound: _file_not_found,
         KeyRejected: _key_rejected,
         RateLimited: _rate_limited,
         **dict.fromkeys(_PLAIN, _plain),

@@ -25,14 +25,21 @@ def idempotency_of(request: Request, data: Any) -> Idempotency | None:
     compared in a canonical form, with the address it was sent to. `data` is what `body.load` made
     of it, and has been checked.
     """
+    key = idempotency_key_of(request)
+    if key is None:
+        return None
+    canonical = json.dumps([request.scope["path"], data], sort_keys=True, separators=(",", ":"))
+    return Idempotency(key, _sha256(canonical))
+
+
+def idempotency_key_of(request: Request) -> str | None:
+    """SHA-256 of the key alone, for requests whose body is compared otherwise. Raises Problem."""
     given = request.headers.get(HEADER)
     if given is None:
         return None
     if not re.fullmatch(_KEY, given):
         raise Problem("invalid_request", f"{HEADER} must be 1 to 255 visible ASCII characters.")
-    key = given[1:-1] if given[0] == '"' else given
-    canonical = json.dumps([request.scope["path"], data], sort_keys=True, separators=(",", ":"))
-    return Idempotency(_sha256(key), _sha256(canonical))
+    return _sha256(given[1:-1] if given[0] == '"' else given)
 
 
 def _sha256(text: str) -> str:

@@ -24,4 +24,27 @@ JOB_LINKS = _links(
         "delete_job": "Delete the job when it has ended.",
     }
 )
+BATCH_LINKS = _links(
+    {
+        "get_batch": "Poll the batch, or wait for it.",
+        "read_results": "Read what is done, or follow it.",
+        "read_errors": "Read what has failed.",
+        "cancel_batch": "Cancel the batch.",
+        "retry_batch": "Run again what has not succeeded, when it has ended.",
+        "delete_batch": "Delete the batch when it has ended.",
+    }
+)
+OPENAI_BATCH_LINKS = _links(
+    {
+        "openai_get_batch": "Poll the batch.",
+        "openai_cancel_batch": "Cancel the batch.",
+    }
+)
+FILE_LINKS = _links(
+    {
+        "openai_get_file": "Read what is known about the file.",
+        "openai_get_file_content": "Read the file.",
+        "openai_delete_file": "Delete the file.",
+    }
+)
 KEY_LINKS = _links({"rotate_key": "Change the token of the key.", "revoke_key": "Revoke the key."})

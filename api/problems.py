@@ -26,6 +26,12 @@ PROBLEMS: dict[str, ProblemType] = {
     "malformed_json": ProblemType(
         400, "The body is not JSON", "Expecting value at line 1, column 12."
     ),
+    "malformed_gzip": ProblemType(
+        400, "The file is no valid gzip", "The file is no valid gzip: it ends too early."
+    ),
+    "malformed_multipart": ProblemType(
+        400, "The form cannot be read", "The form cannot be read: it has no part named file."
+    ),
     "unauthorised": ProblemType(
         401,
         "A valid API key is needed",
@@ -39,6 +45,16 @@ PROBLEMS: dict[str, ProblemType] = {
         404,
         "There is no such job",
         "No job 'job_01K9ZX3V7Q4C8E2M5T6R0B1DAF': it never existed or its record has expired.",
+    ),
+    "batch_not_found": ProblemType(
+        404,
+        "There is no such batch",
+        "No batch 'batch_01K9ZX3V7Q4C8E2M5T6R0B1DAF': it never existed or its record has expired.",
+    ),
+    "file_not_found": ProblemType(
+        404,
+        "There is no such file",
+        "No file 'file-01K9ZX3V7Q4C8E2M5T6R0B1DAF': it never existed or has expired.",
     ),
     "key_not_found": ProblemType(
         404,
@@ -56,10 +72,30 @@ PROBLEMS: dict[str, ProblemType] = {
         "The job has not ended",
         "Job 'job_01K9ZX3V7Q4C8E2M5T6R0B1DAF' has not ended; cancel it first.",
     ),
+    "batch_not_ended": ProblemType(
+        409,
+        "The batch has not ended",
+        "Batch 'batch_01K9ZX3V7Q4C8E2M5T6R0B1DAF' has not ended; cancel it first.",
+    ),
+    "nothing_to_retry": ProblemType(
+        409,
+        "No row of the batch can run again",
+        "Every row of batch 'batch_01K9ZX3V7Q4C8E2M5T6R0B1DAF' has succeeded, or is invalid.",
+    ),
+    "idempotency_in_progress": ProblemType(
+        409,
+        "A batch with this Idempotency-Key is being uploaded",
+        "A batch with this Idempotency-Key is being uploaded; try again later.",
+    ),
     "job_gone": ProblemType(
         410,
         "The job of this Idempotency-Key is gone",
         "The Idempotency-Key made job 'job_01K9ZX3V7Q4C8E2M5T6R0B1DAF', whose record is gone.",
+    ),
+    "batch_gone": ProblemType(
+        410,
+        "The batch is gone",
+        "Batch 'batch_01K9ZX3V7Q4C8E2M5T6R0B1DAF' is gone.",
     ),
     "body_too_large": ProblemType(
         413, "The body is too large", "The body is larger than 1048576 bytes."
@@ -91,6 +127,12 @@ PROBLEMS: dict[str, ProblemType] = {
         "480 prompt tokens + 200 max_tokens = 680, more than the context of 512. "
         "Shorten the prompt, or set max_tokens to 32 or less.",
     ),
+    "invalid_rows": ProblemType(
+        422,
+        "Rows of the batch are invalid",
+        "1 row is invalid. Line 3: /temperature: Input should be less than or equal to 5.",
+    ),
+    "empty_batch": ProblemType(422, "The batch has no rows", "There is no row in it."),
     "exceeds_limit": ProblemType(
         422,
         "The request asks for more than the key's limits ever allow",
@@ -115,11 +157,19 @@ PROBLEMS: dict[str, ProblemType] = {
     "queue_full": ProblemType(
         503, "Too much waits already", "100000 jobs of this model wait already."
     ),
+    "too_many_uploads": ProblemType(
+        503, "Too many uploads come in at once", "8 uploads are coming in already."
+    ),
     "store_unavailable": ProblemType(
         503, "The job store does not answer", "Redis does not answer. Try again in a second."
     ),
     "unsupported_parameter": ProblemType(
         400, "The request asks for something that is not supported", "Not supported here: suffix."
+    ),
+    "too_many_files": ProblemType(
+        400,
+        "The key has as many files as it may have",
+        "This key has 100 files, which is the most; delete some.",
     ),
     "model_not_installed": ProblemType(
         404,

@@ -59,7 +59,7 @@ def _nullable(schema: dict[str, Any]) -> None:
         schema["properties"][name] = {"anyOf": [*kinds, *nulls], **shown}
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_nullable)
 
     @model_validator(mode="before")
@@ -70,7 +70,7 @@ class _Body(BaseModel):
         return {name: value for name, value in data.items() if value is not None}
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     include_usage: bool = Field(
         False, description="A last chunk without choices tells the `usage` of the whole request."
     )
@@ -79,7 +79,7 @@ class StreamOptions(_Body):
     )
 
 
-class CompletionRequest(_Body):
+class CompletionRequest(Body):
     """The body of `POST /v1/completions`. null for a field means its default."""
 
     model: str = Field(description="A name from `GET /v1/models`.")

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from slm_jobs.batch_schemas import RowEnd
 from slm_jobs.schemas import JobError, Output, Piece, Usage, Work
 from slm_jobs.store import JobStore
 
 FINGERPRINT = "fake/1"
+_ROWS = 8  # of batches that are claimed at once
 
 Answer = Callable[[JobStore, Work], None]
 
@@ -26,10 +28,22 @@ def usage(work: Work) -> Usage:
 
 
 def answer(store: JobStore, work: Work) -> None:
-    """Ends the job with `outputs`, and streams them in two pieces where that was asked for."""
+    """Ends a job or a row with `outputs`, and streams them in two pieces where that was asked
+    for."""
+    if work.row:
+        end = RowEnd(work, "succeeded", outputs(work), usage(work), FINGERPRINT)
+        assert store.batches.finish([end]) == [True]
+        return
     if work.spec.stream:
         stream(store, work, FINGERPRINT)
     assert store.complete(work, outputs(work), usage(work), fingerprint=FINGERPRINT)
+
+
+def fail(store: JobStore, work: Work, error: JobError) -> None:
+    if work.row:
+        store.batches.finish([RowEnd(work, "failed", [], None, None, error)])
+    else:
+        store.fail(work, error)
 
 
 def stream(store: JobStore, work: Work, fingerprint: str) -> None:
@@ -39,7 +53,7 @@ def stream(store: JobStore, work: Work, fingerprint: str) -> None:
 
 
 class FakeWorker:
-    """Gives every job of `model` to `answer`, one after the other, while it is entered.
+    """Gives every job and row of `model` to `answer`, one after the other, while it is entered.
 
     `seen` holds what it was given; what went wrong in its thread is raised at the end.
     """
@@ -72,13 +86,13 @@ class FakeWorker:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                work = self._store.claim_next(self._model, worker="w1")
-                if work is None:
+                works = self._store.claim_next(self._model, worker="w1", rows=_ROWS)
+                for work in works:
+                    self.seen.append(work)
+                    self.claimed.set()
+                    self._run_one(work)
+                if not works:
                     self._stop.wait(0.002)
-                    continue
-                self.seen.append(work)
-                self.claimed.set()
-                self._run_one(work)
         except BaseException as failure:
             self._failure = failure
 
@@ -86,5 +100,5 @@ class FakeWorker:
         try:
             self._answer(self._store, work)
         except BaseException as failure:  # who waits for the job must not wait for ever
-            self._store.fail(work, JobError(code="fake_worker", message=repr(failure)))
+            fail(self._store, work, JobError(code="fake_worker", message=repr(failure)))
             raise

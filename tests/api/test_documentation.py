@@ -11,8 +11,11 @@ import pytest
 from fastapi.openapi.models import OpenAPI
 from starlette.testclient import TestClient
 
+from api.batches import documentation as batches
+from api.batches.options import BatchOptions
 from api.documentation import JOB_EXAMPLES, REQUEST_EXAMPLES
 from api.problems import MEDIA_TYPE, PROBLEMS, ProblemDocument
+from slm_jobs.batch_schemas import Batch
 from slm_jobs.schemas import Job, JobRequest
 
 ROUTES = [
@@ -22,6 +25,14 @@ ROUTES = [
     ("/jobs/{id}", "delete"),
     ("/jobs/{id}/cancel", "post"),
     ("/jobs/{id}/stream", "get"),
+    ("/batches", "post"),
+    ("/batches", "get"),
+    ("/batches/{id}", "get"),
+    ("/batches/{id}", "delete"),
+    ("/batches/{id}/cancel", "post"),
+    ("/batches/{id}/retry", "post"),
+    ("/batches/{id}/results", "get"),
+    ("/batches/{id}/errors", "get"),
     ("/generate", "post"),
     ("/generate/{model}", "post"),
     ("/models", "get"),
@@ -33,7 +44,20 @@ ROUTES = [
     ("/admin/keys/{id}/rotate", "post"),
     ("/admin/keys/{id}", "delete"),
 ]
-OPENAI = [("/v1/completions", "post"), ("/v1/models", "get"), ("/v1/models/{id}", "get")]
+OPENAI = [
+    ("/v1/completions", "post"),
+    ("/v1/models", "get"),
+    ("/v1/models/{id}", "get"),
+    ("/v1/files", "post"),
+    ("/v1/files", "get"),
+    ("/v1/files/{id}", "get"),
+    ("/v1/files/{id}", "delete"),
+    ("/v1/files/{id}/content", "get"),
+    ("/v1/batches", "post"),
+    ("/v1/batches", "get"),
+    ("/v1/batches/{id}", "get"),
+    ("/v1/batches/{id}/cancel", "post"),
+]
 
 
 @pytest.fixture
@@ -97,6 +121,41 @@ def test_examples_are_taken(client: TestClient, document: Any, name: str) -> Non
     JobRequest.model_validate(example, strict=True)
     response = client.post("/jobs", json={**example, "model": "small"})
     assert response.status_code == 202, response.text
+
+
+@pytest.mark.parametrize("name", batches.REQUEST_EXAMPLES)
+def test_batch_examples_are_taken(client: TestClient, document: Any, name: str) -> None:
+    content = document["paths"]["/batches"]["post"]["requestBody"]["content"]
+    example = content["application/json"]["examples"][name]["value"]
+    batches.BatchRequest.model_validate(example, strict=True)
+    response = client.post("/batches", json={**example, "model": "small"})
+    assert response.status_code == 202, response.text
+
+
+@pytest.mark.parametrize("kind", batches.MEDIA_TYPES)
+def test_example_files_are_taken(client: TestClient, document: Any, kind: str) -> None:
+    content = document["paths"]["/batches"]["post"]["requestBody"]["content"]
+    sent = content[kind]["example"].encode()
+    response = client.post("/batches?max_tokens=9", content=sent, headers={"Content-Type": kind})
+    assert response.status_code == 202, response.text
+
+
+def test_options_are_documented_alike(document: Any) -> None:
+    operation = document["paths"]["/batches"]["post"]
+    query = [entry["name"] for entry in operation["parameters"] if entry["in"] == "query"]
+    fields = operation["requestBody"]["content"][batches.MULTIPART]["schema"]["properties"]
+    assert query == list(BatchOptions.model_fields)
+    assert set(fields) == {*query, "file"}
+
+
+@pytest.mark.parametrize("name", batches.BATCH_EXAMPLES)
+def test_a_batch_reads_as_its_example(document: Any, name: str) -> None:
+    response = document["paths"]["/batches/{id}"]["get"]["responses"]["200"]
+    assert name in response["content"]["application/json"]["examples"]
+    example = document["components"]["examples"][name]["value"]
+    text = Batch.model_validate_json(json.dumps(example)).model_dump_json()
+    assert json.loads(text) == example
+    assert list(json.loads(text)) == list(example)
 
 
 @pytest.mark.parametrize("name", JOB_EXAMPLES)

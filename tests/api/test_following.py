@@ -32,8 +32,7 @@ def take(client: TestClient, **fields: object) -> str:
 
 
 def claim(store: JobStore) -> Work:
-    work = store.claim_next("tiny", worker="w1")
-    assert work is not None
+    [work] = store.claim_next("tiny", worker="w1")
     return work
 
 
@@ -310,8 +309,7 @@ def test_keys_that_are_none(client: TestClient, store: JobStore, given: str) -> 
 def test_a_template(client: TestClient, store: JobStore) -> None:
     body = {"model": "small", "template": "animal", "variables": {"animal": "fox", "name": "Bo"}}
     assert client.post("/jobs", json=body).status_code == 202
-    work = store.claim_next("small", worker="w1")
-    assert work is not None
+    [work] = store.claim_next("small", worker="w1")
     assert work.spec.prompts == ["A fox named Bo"]
 
 

@@ -113,8 +113,7 @@ def test_sound_bodies(
 ) -> None:
     check(client, redis, json.dumps(body).encode(), "application/json")
     assert client.post("/jobs", json=body).status_code == 202
-    work = store.claim_next("small", worker="w1")
-    assert work is not None
+    [work] = store.claim_next("small", worker="w1")
     prompts = JobRequest.model_validate(body).prompts
     asked = {**body, "prompts": prompts, "seed": work.spec.seed, "request_id": work.spec.request_id}
     assert work.spec == JobSpec.model_validate(asked)

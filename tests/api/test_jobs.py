@@ -62,16 +62,14 @@ def test_what_was_asked_reaches_the_worker(client: TestClient, store: JobStore) 
     }
     sent = client.post("/jobs", json=body, headers={"X-Request-Id": "mine"})
     assert sent.status_code == 202
-    work = store.claim_next("small", worker="w1")
-    assert work is not None
+    [work] = store.claim_next("small", worker="w1")
     prompts = body.pop("prompt")
     assert work.spec == JobSpec.model_validate({**body, "prompts": prompts, "request_id": "mine"})
 
 
 def test_a_job_is_read_through_its_life(client: TestClient, store: JobStore) -> None:
     address = client.post("/jobs", json=BODY).headers["location"]
-    work = store.claim_next("tiny", worker="w1")
-    assert work is not None
+    [work] = store.claim_next("tiny", worker="w1")
     running = client.get(address).json()
     assert (running["status"], running["attempt"]) == ("running", 1)
     usage = Usage(prompt_tokens=4, completion_tokens=1, total_tokens=5)
@@ -88,8 +86,7 @@ def test_a_job_is_read_through_its_life(client: TestClient, store: JobStore) -> 
 
 def test_a_failed_job_says_why(client: TestClient, store: JobStore) -> None:
     address = client.post("/jobs", json=BODY).headers["location"]
-    work = store.claim_next("tiny", worker="w1")
-    assert work is not None
+    [work] = store.claim_next("tiny", worker="w1")
     store.fail(work, JobError(code="engine_failed", message="no luck"))
     job = client.get(address).json()
     assert (job["status"], job["error"]) == (

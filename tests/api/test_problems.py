@@ -96,8 +96,8 @@ def _not_ended(client: TestClient, store: JobStore, _: fakeredis.FakeServer) -> 
 
 
 def delete_waiting(store: JobStore) -> None:
-    while work := store.claim_next("tiny", worker="w1"):
-        store.fail(work, JobError(code="x", message="x"))
+    while works := store.claim_next("tiny", worker="w1"):
+        store.fail(works[0], JobError(code="x", message="x"))
 
 
 PRODUCED_BY: dict[str, Produce] = {
@@ -130,6 +130,18 @@ PRODUCED_BY: dict[str, Produce] = {
 }
 # By routes, or with patience, that other tests have.
 ELSEWHERE = {
+    "batch_gone",
+    "batch_not_ended",
+    "batch_not_found",
+    "empty_batch",
+    "file_not_found",
+    "idempotency_in_progress",
+    "invalid_rows",
+    "malformed_gzip",
+    "malformed_multipart",
+    "nothing_to_retry",
+    "too_many_files",
+    "too_many_uploads",
     "body_timeout",
     "unsupported_parameter",
     "model_not_installed",

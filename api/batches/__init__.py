@@ -1,0 +1,1 @@
+"""`/batches`: files of prompts in, JSON lines of texts out."""
