@@ -4,9 +4,11 @@ from slm_client import Client
 
 with Client("http://127.0.0.1:8000", api_key="slm_…") as client:  # by default SLM_API_KEY
     print(client.generate("Once upon a time", max_tokens=100).text)
+    for result in client.bulk(["A cat sat.", "A dog ran."], max_tokens=60):
+        print(result.prompt, result.text)
 """
 
-from slm_client.bulk import RowResult
+from slm_client.batch import Batch, BatchCounts, BatchParams, Result, RowProblem
 from slm_client.client import DEFAULT_URL, Client
 from slm_client.errors import (
     ApiError,
@@ -19,13 +21,15 @@ from slm_client.errors import (
 )
 from slm_client.job import Failure, Job, Output, Params, QueuePosition, Usage
 from slm_client.keys import KeySettings
-from slm_client.rows import Row
 from slm_client.stream import DoneEvent, RestartEvent, StatusEvent, StreamEvent, TokenEvent
 
 __all__ = [
     "DEFAULT_URL",
     "ApiError",
     "BadInput",
+    "Batch",
+    "BatchCounts",
+    "BatchParams",
     "Client",
     "DoneEvent",
     "Failure",
@@ -37,8 +41,8 @@ __all__ = [
     "Params",
     "QueuePosition",
     "RestartEvent",
-    "Row",
-    "RowResult",
+    "Result",
+    "RowProblem",
     "ServiceUnreachable",
     "SlmClientError",
     "StartError",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from slm_client.commands.batches import batches
 from slm_client.commands.bulk import bulk
 from slm_client.commands.demo import demo
 from slm_client.commands.generate import generate
@@ -43,7 +44,7 @@ app = typer.Typer(
 )
 for command in (generate, bulk, up, demo, queue):
     app.command()(command)
-for name, group in (("jobs", jobs), ("models", models), ("keys", keys)):
+for name, group in (("jobs", jobs), ("batches", batches), ("models", models), ("keys", keys)):
     app.add_typer(group, name=name)
 
 
@@ -75,6 +76,7 @@ def slm(
       slm up
       slm generate "Once upon a time"
       slm bulk prompts.txt -o stories.jsonl
+      slm batches list
       slm jobs list
       slm keys create story-backend
       slm models add gpt2 --from gpt2

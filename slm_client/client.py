@@ -1,10 +1,11 @@
-"""The HTTP client: submit a job, wait for it, read it. Knows no queue, no model, no Redis."""
+"""The HTTP client: submit a job, wait for it, read it; many at once as a batch. Knows no queue, no
+model, no Redis."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, Unpack
 from urllib.parse import quote
@@ -12,17 +13,16 @@ from uuid import uuid4
 
 import httpx
 
-from slm_client import bulk, stream
-from slm_client.errors import JobFailed, JobTimeout
+from slm_client import stream
+from slm_client.batch import BatchParams, Result
+from slm_client.batches import Batches
+from slm_client.errors import JobFailed
 from slm_client.job import Job, Params
 from slm_client.keys import Keys
-from slm_client.rows import Row
-from slm_client.transport import Connection, growing
+from slm_client.transport import Connection
+from slm_client.waiting import until_ended, whole
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-
-_LONGEST_WAIT = 30  # seconds that one request waits for a job; proxies often cut at 60
-_PAGE = 100  # jobs
 
 
 class Client:
@@ -50,6 +50,7 @@ class Client:
         key = (given or "").strip() or None
         self._connection = Connection(base_url, key, timeout, retry_for, transport)
         self.base_url = self._connection.base_url
+        self.batches = Batches(self._connection)
         self.keys = Keys(self._connection)
 
     def submit(self, prompt: str | list[str] | None = None, **params: Unpack[Params]) -> Job:
@@ -59,7 +60,7 @@ class Client:
     def submit_body(self, body: dict[str, Any], *, wait: float = 0.0) -> Job:
         """`POST /jobs`. Returns the job, ended if that happens within `wait` seconds (at most 30,
         cut to whole ones)."""
-        seconds = _whole(wait)
+        seconds = whole(wait)
         headers = {"Idempotency-Key": str(uuid4())}
         if seconds:
             headers["Prefer"] = f"wait={seconds}"
@@ -70,7 +71,7 @@ class Client:
     def get(self, job_id: str, *, wait: float = 0.0) -> Job:
         """The job as it stands, or as soon as it has ended within `wait` seconds (at most 30, cut
         to whole ones)."""
-        seconds = _whole(wait)
+        seconds = whole(wait)
         query = {"wait": str(seconds)} if seconds else None
         return self._connection.call("GET", _path(job_id), Job.from_json, query=query, wait=seconds)
 
@@ -119,25 +120,18 @@ class Client:
     def jobs(self, *, status: str | None = None, limit: int | None = None) -> Iterator[Job]:
         """Your jobs, the newest first, at most `limit`; those of one `status`, if it is given."""
         query = {"status": status} if status else {}
-        left = limit
-        while left is None or left > 0:
-            query["limit"] = str(_PAGE if left is None else min(left, _PAGE))
-            jobs, cursor = self._connection.call("GET", "/jobs", _read_page, query=query)
-            yield from jobs
-            left = None if left is None else left - len(jobs)
-            if cursor is None:
-                return
-            query["cursor"] = cursor
+        return self._connection.pages("/jobs", Job.from_json, query=query, limit=limit)
 
     def bulk(
-        self, rows: Iterable[Row | str], *, window: int = 256, **params: Unpack[Params]
-    ) -> Iterator[bulk.RowResult]:
-        """Generates for every row, at most `window` at once; yields each result as it comes.
+        self, rows: Iterable[str | Mapping[str, Any]], **options: Unpack[BatchParams]
+    ) -> Iterator[Result]:
+        """Makes a batch of prompts, or of rows with `prompt` and, if you like, `custom_id` and
+        sampling fields; yields each row's result as it comes, until all have ended.
 
-        With a seed, row i (from 0) takes seed + i. A row that the service rejects or fails yields
-        a result with `error`; the others go on.
+        With a seed, row i (from 0) takes seed + i * n. A row that the service rejects or fails
+        yields a result with `error`; the others go on. Leaving the loop early cancels the rest.
         """
-        return bulk.run(self, rows, window, params)
+        return self.batches.run(rows, **options)
 
     def models(self) -> list[dict[str, Any]]:
         """What can be asked for: `name`, `context_length`, `default`, `workers`, …"""
@@ -160,19 +154,8 @@ class Client:
         return self._connection.succeeds("/readyz", timeout=2.0)
 
     def _ended(self, job_id: str, deadline: float, timeout: float) -> Job:
-        """Raises JobTimeout at `deadline`, which came `timeout` seconds after somebody asked."""
-        for pause in growing(0.05, 1.0):
-            began = time.monotonic()
-            asked = _whole(deadline - began)
-            job = self.get(job_id, wait=asked)
-            if job.ended:
-                return job
-            now = time.monotonic()
-            if now >= deadline:
-                raise JobTimeout(f"{job_id} is still {job.status} after {timeout:g} s")
-            if now - began < asked or not asked:  # the service did not wait
-                time.sleep(min(pause, deadline - now))
-        raise AssertionError("growing() does not end")
+        """Raises JobTimeout; see `until_ended`."""
+        return until_ended(lambda seconds: self.get(job_id, wait=seconds), deadline, timeout)
 
     def close(self) -> None:
         self._connection.close()
@@ -195,12 +178,3 @@ def _body(prompt: str | list[str] | None, params: Params) -> dict[str, Any]:
 
 def _path(job_id: str) -> str:
     return f"/jobs/{quote(job_id, safe='')}"
-
-
-def _whole(seconds: float) -> int:
-    """What may be asked of the service."""
-    return max(0, min(_LONGEST_WAIT, int(seconds)))
-
-
-def _read_page(page: Any) -> tuple[list[Job], str | None]:
-    return [Job.from_json(job) for job in page["data"]], page["next_cursor"]

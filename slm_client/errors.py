@@ -3,7 +3,7 @@
 SlmClientError
 ├── ApiError             the service answered with an error; carries its problem document
 ├── ServiceUnreachable   nothing answers at the address
-├── JobTimeout           a job did not end in the time given
+├── JobTimeout           a job or a batch did not end in the time given
 ├── JobFailed            a job ended without success; carries the job
 ├── BadInput             a file or folder that a person gave cannot be used; names it, and the line
 └── StartError           `slm up` could not start a part, or could not keep it running

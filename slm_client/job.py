@@ -47,6 +47,13 @@ class Usage:
     completion_tokens: int
     total_tokens: int
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any] | None) -> Usage | None:
+        if document is None:
+            return None
+        names = ("prompt_tokens", "completion_tokens", "total_tokens")
+        return cls(*(document[name] for name in names))
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -105,7 +112,7 @@ class Job:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Job:
         """Raises KeyError, TypeError or ValueError if `document` is no job."""
-        usage, error, queue = (document.get(name) for name in ("usage", "error", "queue"))
+        error, queue = document.get("error"), document.get("queue")
         return cls(
             id=document["id"],
             status=document["status"],
@@ -114,20 +121,19 @@ class Job:
             priority=document.get("priority", 0),
             queue=queue and QueuePosition(queue["ahead"], queue["estimated_wait_seconds"]),
             created_at=datetime.fromisoformat(document["created_at"]),
-            started_at=_time(document.get("started_at")),
-            finished_at=_time(document.get("finished_at")),
+            started_at=read_time(document.get("started_at")),
+            finished_at=read_time(document.get("finished_at")),
             attempt=document.get("attempt", 0),
             outputs=tuple(
                 Output(output["index"], output["text"], output["finish_reason"])
                 for output in document.get("outputs") or ()
             ),
-            usage=usage
-            and Usage(usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]),
+            usage=Usage.from_json(document.get("usage")),
             error=error and Failure(error["code"], error["message"]),
             metadata=dict(document.get("metadata") or {}),
             raw=document,
         )
 
 
-def _time(value: str | None) -> datetime | None:
+def read_time(value: str | None) -> datetime | None:
     return None if value is None else datetime.fromisoformat(value)

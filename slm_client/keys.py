@@ -19,6 +19,8 @@ class KeySettings(TypedDict, total=False):
     tokens_per_minute: int | None
     jobs_in_flight: int | None
     queued_tokens: int | None
+    batch_rows: int | None
+    batch_tokens: int | None
     max_priority: int
     callback_hosts: list[str]
 

@@ -11,9 +11,7 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from slm_client.errors import ApiError, ServiceUnreachable
 from slm_client.job import Job
-from slm_client.transport import Connection, Patience
-
-_COME_AGAIN = (429, 502, 503, 504)
+from slm_client.transport import COME_AGAIN, Connection, Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ def events(connection: Connection, path: str) -> Iterator[StreamEvent]:
         except httpx.TransportError as error:
             problem = connection.unreachable(error)
         except ApiError as error:
-            if error.status not in _COME_AGAIN:
+            if error.status not in COME_AGAIN:
                 raise
             problem = error
         patience.pause(problem)

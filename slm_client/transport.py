@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import httpx
 
@@ -20,8 +20,11 @@ _REFUSED = ("queue_full", "not_ready")  # the codes of such a 503; a 429 always 
 # What was asked may have been done: of a proxy, or of a service that lost its store meanwhile.
 _PERHAPS_DONE = (502, 503, 504)
 _STREAM_SILENCE = 60.0  # seconds; a stream that lives says something more often
+_PAGE = 100  # entries of a list
+COME_AGAIN = (429, 502, 503, 504)  # to a stream, which changes nothing
 
 T = TypeVar("T")
+Query: TypeAlias = Mapping[str, str | Sequence[str]]
 
 
 class Patience:
@@ -85,7 +88,7 @@ class Connection:
         read: Callable[[Any], T],
         *,
         body: dict[str, Any] | None = None,
-        query: dict[str, str] | None = None,
+        query: Query | None = None,
         headers: dict[str, str] | None = None,
         wait: float = 0.0,
         repeatable: bool = True,
@@ -95,6 +98,31 @@ class Connection:
         `wait`: seconds for which the service was asked to hold its answer back. `repeatable`: that
         it may be done twice, so that it is sent again when it is unknown whether it was done.
         """
+        response = self.send(
+            method,
+            path,
+            body=body,
+            query=query,
+            headers=headers,
+            wait=wait,
+            repeatable=repeatable,
+        )
+        return self.read(response, read)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: dict[str, Any] | None = None,
+        content: Callable[[], Iterable[bytes]] | None = None,
+        query: Query | None = None,
+        headers: dict[str, str] | None = None,
+        wait: float = 0.0,
+        repeatable: bool = True,
+    ) -> httpx.Response:
+        """As `call`, but the successful answer as it is. `content` gives the bytes to send, anew
+        for each try; `headers` then say how many."""
         patience = Patience(self.retry_for)
         timeout = httpx.Timeout(self._timeout, read=self._timeout + wait)
         perhaps_done = False
@@ -102,7 +130,13 @@ class Connection:
             problem: ApiError | ServiceUnreachable
             try:
                 response = self._http.request(
-                    method, path, json=body, params=query, headers=headers, timeout=timeout
+                    method,
+                    path,
+                    json=body,
+                    content=content() if content else None,
+                    params=query,
+                    headers=headers,
+                    timeout=timeout,
                 )
             except httpx.TransportError as error:
                 problem = self.unreachable(error)
@@ -114,7 +148,7 @@ class Connection:
                 status = response.status_code
                 # What we deleted, but were not told, is not there any more.
                 if response.is_success or (method == "DELETE" and status == 404 and perhaps_done):
-                    return self._read(response, read)
+                    return response
                 problem = self.api_error(response)
                 if not _refused(problem):
                     if not (repeatable and status in _PERHAPS_DONE):
@@ -122,11 +156,38 @@ class Connection:
                     perhaps_done = True
             patience.pause(problem)
 
+    def pages(
+        self,
+        path: str,
+        read: Callable[[Any], T],
+        *,
+        query: dict[str, str] | None = None,
+        limit: int | None = None,
+    ) -> Iterator[T]:
+        """What a list has, page by page, each entry through `read`; at most `limit`."""
+
+        def read_page(page: Any) -> tuple[list[T], str | None]:
+            return [read(entry) for entry in page["data"]], page["next_cursor"]
+
+        query, left = dict(query or {}), limit
+        while left is None or left > 0:
+            query["limit"] = str(_PAGE if left is None else min(left, _PAGE))
+            found, cursor = self.call("GET", path, read_page, query=query)
+            yield from found
+            left = None if left is None else left - len(found)
+            if cursor is None:
+                return
+            query["cursor"] = cursor
+
     @contextmanager
-    def open_stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+    def open_stream(
+        self, path: str, headers: dict[str, str], query: Query | None = None
+    ) -> Iterator[httpx.Response]:
         """A GET whose answer comes bit by bit. Tries once: raises ApiError or TransportError."""
         timeout = httpx.Timeout(self._timeout, read=_STREAM_SILENCE)
-        with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+        with self._http.stream(
+            "GET", path, params=query, headers=headers, timeout=timeout
+        ) as response:
             if not response.is_success:
                 response.read()
                 raise self.api_error(response)
@@ -162,7 +223,8 @@ class Connection:
         status = response.status_code
         return ApiError(status, problem, self._advice(status), _retry_after(response))
 
-    def _read(self, response: httpx.Response, read: Callable[[Any], T]) -> T:
+    def read(self, response: httpx.Response, read: Callable[[Any], T]) -> T:
+        """The answer's JSON through `read`. Raises ApiError if it is not what `read` can."""
         try:
             return read(response.json() if response.content else None)
         except (ValueError, KeyError, TypeError, AttributeError):

@@ -1,26 +1,35 @@
-"""`slm bulk`: a file of prompts in, a file of stories out."""
+"""`slm bulk`: a file of prompts in, stories out, through a batch that runs without us."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
+from uuid import uuid4
 
 import typer
 
-from slm_client.bulk import RowResult
+from slm_client.batch import Batch, BatchParams
 from slm_client.client import DEFAULT_URL, Client
 from slm_client.commands import options
-from slm_client.commands.options import screen
+from slm_client.commands.collect import collect, end, flags_for, say, say_how_to_come_back
+from slm_client.commands.options import print_result, screen
 from slm_client.credentials import choose_key
-from slm_client.errors import BadInput, SlmClientError
-from slm_client.job import Params
-from slm_client.progress import Tally, display
-from slm_client.rows import Row, read_rows
+from slm_client.errors import ApiError, BadInput, SlmClientError
+from slm_client.outputs import Output
+from slm_client.progress import display, line, uploaded
+from slm_client.report import Report, check_report
+from slm_client.resume import Note, batch_to_join, digest_of
+from slm_client.source import Format, Source, named
+
+_PROBLEMS_SHOWN = 20
+_LOST_CONTACT = 120.0  # seconds; a run of hours should outlast a restart of the service
+
+
+class _OnInvalid(StrEnum):
+    REFUSE = "refuse"
+    SKIP = "skip"
 
 
 def bulk(
@@ -28,126 +37,226 @@ def bulk(
         str,
         typer.Argument(
             metavar="FILE",
-            help="A .txt file (one prompt a line) or .jsonl file (rows with `prompt` and, "
-            "if you like, `custom_id`); - is standard input.",
+            help="A .txt file (one prompt a line), .csv file (a column `prompt`, or one for each "
+            "variable of the template) or .jsonl file (rows with `prompt` or `variables`, or "
+            "OpenAI batch lines), also with .gz; - is standard input.",
         ),
     ],
     output: Annotated[
-        str, typer.Option("--output", "-o", help="File of JSON lines; - is standard output.")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="A .jsonl or .csv file, or a folder/ with a text file for each story; - is "
+            "standard output, as JSON lines.",
+        ),
     ] = "-",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output file.")
+    format_: Annotated[
+        Format | None,
+        typer.Option("--format", help="What FILE holds.", show_default="what its name says"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in OUT.")] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="Start another batch, also if there is one of the same.")
+    ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option("--detach", help="Do not wait: print the batch's id once it is accepted."),
     ] = False,
     model: options.Model = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="A template of the model; rows then are its variables.", show_default=False
+        ),
+    ] = None,
     max_tokens: options.MaxTokens = 200,
     temperature: options.Temperature = 0.8,
     top_k: options.TopK = 40,
     top_p: options.TopP = 1.0,
     seed: Annotated[
         int | None,
+        typer.Option(min=0, help="Row i, from 0, takes this + i times --n.", show_default="drawn"),
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="Stories for each prompt.")] = 1,
+    on_invalid: Annotated[
+        _OnInvalid,
+        typer.Option(help="Refuse a file with rows that cannot run, or run the others."),
+    ] = _OnInvalid.REFUSE,
+    window: Annotated[
+        str, typer.Option(help="Rows that have not begun by then expire: 60s to 7d, as 90m, 36h.")
+    ] = "24h",
+    name: Annotated[
+        str | None, typer.Option(help="For people: what the batch is called.", show_default=False)
+    ] = None,
+    report: Annotated[
+        Path | None,
         typer.Option(
-            min=0, help="The first row's; each next takes one more.", show_default="drawn"
+            metavar="FILE.html", help="Write a page of figures in the end.", show_default=False
         ),
     ] = None,
-    window: Annotated[int, typer.Option(min=1, help="Most jobs under way at once.")] = 256,
     url: options.Url = DEFAULT_URL,
     api_key: options.ApiKey = None,
     data_dir: options.DataDir = options.DEFAULT_DATA_DIR,
 ) -> None:
     """Generate a story for every prompt in a file.
 
-    Results are written as they come, one JSON line each: custom_id, prompt, text, finish_reason
-    and usage; or custom_id, prompt and error. The custom_id is the line number if the row has none.
+    The file becomes a batch in the service. Results are written as they come: custom_id, prompt,
+    text, finish_reason and usage, or an error. A row without a custom_id goes by its line number.
 
-    Exit code: 0 if all rows succeeded, 1 if any failed, 130 after Ctrl-C.
+    The service needs nobody to wait: Ctrl-C leaves the batch running, and the same command comes
+    back to it. While results are missing, a small file OUT.batch says which batch fills OUT.
+
+    Exit code: 0 if all rows succeeded, 1 if any did not, 130 after Ctrl-C.
 
     Examples:
 
     \b
       slm bulk prompts.txt -o stories.jsonl
-      slm bulk rows.jsonl -o stories.jsonl --seed 1 --max-tokens 300
+      slm bulk rows.jsonl.gz -o stories.csv --seed 1 --max-tokens 300 --n 2
+      slm bulk animals.csv -o stories/ --template animal --report stories.html
+      slm bulk prompts.txt -o stories.jsonl --detach
       head -5 prompts.txt | slm bulk - > five.jsonl
     """
-    rows = read_rows(prompts)
-    refuse_overwrite(output, prompts, overwrite)
-    params = options.sampling(model, max_tokens, temperature, top_k, top_p, seed)
+    if detach and report:
+        raise typer.BadParameter("--detach does not wait for what --report shows")
+    target, flags = Output(output), flags_for(url, data_dir)
+    refuse_to_lose(prompts, target)
+    check_report(report)
+    params: BatchParams = {
+        "model": model,
+        "template": template,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k or None,
+        "top_p": top_p,
+        "seed": seed,
+        "n": n,
+        "on_invalid": on_invalid.value,
+        "completion_window": window,
+        "name": name,
+    }
     key = choose_key(api_key, url, data_dir)
-    check_service(url, key, model)
-    # Patience: a run of hours should outlast a restart of the service.
-    with opened(output) as file, Client(url, key, retry_for=120.0) as client:
-        tally = write_stories(client, rows, file, output, params, window)
-    screen.print(f"{tally.summary()}.", soft_wrap=True)
-    if tally.failed:
-        raise typer.Exit(1)
+    with named(prompts, format_) as (source, kind):
+        digest = digest_of(source, kind, params)
+        joined = batch_to_join(target, digest, url, overwrite=overwrite, new=new)
+        check_service(url, key, model)
+        with Client(url, key, retry_for=_LOST_CONTACT) as client:
+            batch = _come_back(client, joined, target) if joined else None
+            if batch is None:
+                again = f"-{uuid4().hex}" if new else ""
+                batch = _upload(client, source, kind, prompts, f"slm-bulk-{digest}{again}", params)
+                if target.state_file:
+                    Note(batch.id, url, digest).write(target.state_file)
+            if detach:
+                say_how_to_come_back(batch, target, flags)
+                print_result(batch.id)
+                return
+            figures = Report() if report else None
+            try:
+                batch = collect(client, batch, target, on_result=figures.add if figures else None)
+            except BaseException:
+                say_how_to_come_back(batch, target, flags)
+                raise
+    if report and figures:
+        figures.write(report, batch)
+    end(batch, flags)
 
 
-def refuse_overwrite(output: str, prompts: str, overwrite: bool) -> None:
-    """Raises BadInput if writing to `output` would lose something."""
-    path = Path(output)
-    if output == "-" or not path.exists():
+def refuse_to_lose(prompts: str, output: Output) -> None:
+    """Raises BadInput if writing to `output` could replace the file of prompts."""
+    if prompts == "-" or not output.path.exists() or not Path(prompts).exists():
         return
-    if prompts != "-" and path.samefile(prompts):
-        raise BadInput(f"{output} is the file of prompts; choose another output.")
-    if path.is_file() and path.stat().st_size and not overwrite:
-        raise BadInput(f"{output} is not empty; add --overwrite to replace it.")
+    if output.path.samefile(prompts):
+        raise BadInput(f"{output.name} is the file of prompts; choose another output.")
+    if output.is_folder and output.path.samefile(Path(prompts).parent):
+        raise BadInput(f"{output.name} is the folder of {prompts}; choose another.")
 
 
 def check_service(url: str, key: str | None, model: str | None) -> None:
-    """Before the output file is touched: raises SlmClientError if no row could succeed."""
+    """Before anything is sent or written: raises SlmClientError if no row could succeed."""
     with Client(url, key, retry_for=3.0) as client:
         names = [entry["name"] for entry in client.models()]
     if model is not None and model not in names:
         raise SlmClientError(f"there is no model {model!r}; there are: {', '.join(names)}.")
 
 
-@contextmanager
-def opened(output: str) -> Iterator[TextIO]:
-    """The result file, emptied, or standard output. Raises BadInput if it cannot be written."""
-    if output == "-":
-        yield sys.stdout
-        return
-    try:
-        file = Path(output).open("w", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise BadInput(f"cannot write {output}: {error.strerror}") from None
-    with file:
-        yield file
-
-
-def write_stories(
-    client: Client, rows: list[Row], file: TextIO, name: str, params: Params, window: int = 256
-) -> Tally:
-    """Generates all rows, showing progress, and writes each result as it comes.
-
-    If it ends early, says on the screen what has been kept.
-    """
-    tally = Tally(len(rows))
-    where = "" if name == "-" else f" in {name}"
-    try:
-        with display(screen, tally) as progress:
-            for result in client.bulk(rows, window=window, **params):
-                _write(result, file, name)
-                tally.add(result)
-                progress.show(tally)
-    except BaseException:
-        screen.print(
-            f"Stopped: {tally.done} of {tally.total} rows are kept{where}.",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
+def upload(
+    client: Client, source: Source, kind: Format, idempotency_key: str | None, params: BatchParams
+) -> Batch:
+    """With progress, where it takes long."""
+    with display(screen) as shown:
+        return client.batches.create(
+            source,
+            format=kind,
+            idempotency_key=idempotency_key,
+            on_progress=lambda sent, total: shown.show(sent, total, uploaded(sent, total)),
+            **params,
         )
-        raise
-    return tally
 
 
-def _write(result: RowResult, file: TextIO, name: str) -> None:
-    """A whole line or, if we die, none. Raises BadInput if it cannot be written."""
-    line = json.dumps(result.line(), ensure_ascii=False) + "\n"
+def _come_back(client: Client, batch_id: str, output: Output) -> Batch | None:
+    """None if it is gone, and nothing of it is here."""
     try:
-        file.write(line)
-        file.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-    except OSError as error:
-        raise BadInput(f"cannot write {name}: {error.strerror}") from None
+        batch = client.batches.get(batch_id)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        if output.is_empty():
+            return None
+        raise BadInput(
+            f"{batch_id}, whose results are in {output.name}, is gone from the service. --new "
+            f"starts another and replaces them; without {output.state_file} they can stay."
+        ) from None
+    _say_it_was_there(batch)
+    return batch
+
+
+def _upload(
+    client: Client,
+    source: Source,
+    kind: Format,
+    name: str,
+    idempotency_key: str,
+    params: BatchParams,
+) -> Batch:
+    try:
+        batch = upload(client, source, kind, idempotency_key, params)
+    except ApiError as error:
+        if error.code == "invalid_rows":
+            _say_problems(error, name)
+            raise typer.Exit(1) from None
+        if error.code == "batch_gone":
+            raise BadInput(f"{str(error).rstrip('.')}. --new starts another.") from None
+        raise
+    except KeyboardInterrupt:
+        say("Stopped while uploading; the same command sends it again, and starts nothing twice.")
+        raise
+    if batch.replayed:
+        _say_it_was_there(batch)
+    else:
+        say(f"{batch.id}: {batch.counts.total:,} rows")
+    return batch
+
+
+def _say_it_was_there(batch: Batch) -> None:
+    made = batch.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    how = f"has ended ({batch.status})" if batch.ended else f"goes on: {line(batch)}"
+    say(f"The same was asked for before: {batch.id} of {made} {how}. --new starts another.")
+
+
+def _say_problems(error: ApiError, name: str) -> None:
+    file = "standard input" if name == "-" else name
+    rows = error.problem.get("rows") or []
+    for row in rows[:_PROBLEMS_SHOWN]:
+        say(f"{file}, line {row.get('line')}: {row.get('message')}")
+    with suppress(TypeError, ValueError):
+        if (more := int(error.problem["invalid"]) - min(len(rows), _PROBLEMS_SHOWN)) > 0:
+            say(f"and {more:,} more")
+    screen.print(
+        f"{str(error).rstrip('.')}. Nothing was started; --on-invalid skip runs the other rows.",
+        style="red",
+        markup=False,
+        soft_wrap=True,
+    )

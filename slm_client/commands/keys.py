@@ -37,6 +37,8 @@ def create(
     ] = None,
     jobs_in_flight: Annotated[int | None, _limit("jobs that wait or run", "1000")] = None,
     queued_tokens: Annotated[int | None, _limit("tokens of jobs that wait", "5000000")] = None,
+    batch_rows: Annotated[int | None, _limit("rows of batches that wait", "1000000")] = None,
+    batch_tokens: Annotated[int | None, _limit("tokens of rows that wait", "1000000000")] = None,
     max_priority: Annotated[
         int, typer.Option(min=0, max=9, help="The greatest priority that its jobs may ask for.")
     ] = 0,
@@ -69,6 +71,8 @@ def create(
         "tokens_per_minute": tokens_per_minute,
         "jobs_in_flight": jobs_in_flight,
         "queued_tokens": queued_tokens,
+        "batch_rows": batch_rows,
+        "batch_tokens": batch_tokens,
     }
     settings = KeySettings(admin=admin, max_priority=max_priority)
     settings["callback_hosts"] = callback_host or []
@@ -109,6 +113,8 @@ def list_keys(
         "tokens/min#",
         "in flight#",
         "queued tokens#",
+        "batch rows#",
+        "batch tokens#",
         "priority#",
         "callbacks to",
     )
@@ -169,7 +175,10 @@ def _show_token(made: dict[str, Any], as_json: bool) -> None:
 
 def _row(key: dict[str, Any]) -> tuple[object, ...]:
     kind = "revoked" if key["revoked_at"] else "admin" if key["admin"] else "user"
-    limits = ("requests_per_minute", "tokens_per_minute", "jobs_in_flight", "queued_tokens")
+    limits = (
+        *("requests_per_minute", "tokens_per_minute", "jobs_in_flight", "queued_tokens"),
+        *("batch_rows", "batch_tokens"),
+    )
     return (
         key["id"],
         key["name"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
@@ -13,13 +13,26 @@ import httpx
 
 from slm_client.redis_server import free_port
 
-Answer = tuple[int, dict[str, str], Any]  # status, headers, JSON or Events or nothing
+Answer = tuple[int, dict[str, str], Any]  # status, headers, JSON, Events, Lines or nothing
 
 
 class Events(list[bytes | Exception]):
     """An answer of server-sent events; an exception breaks the connection."""
 
     closed = False  # whether the client has let go of it; without a network only
+
+
+class Lines:
+    """An answer of lines, sent bit by bit; an exception breaks the connection."""
+
+    def __init__(self, parts: Iterable[bytes | Exception]) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self.parts:
+            if isinstance(part, Exception):
+                raise part
+            yield part
 
 
 class Answers(Protocol):
@@ -32,12 +45,15 @@ class Answers(Protocol):
 
 def transport(answers: Answers) -> httpx.MockTransport:
     def handle(request: httpx.Request) -> httpx.Response:
-        body = json.loads(request.content) if request.content else None
+        body = _loaded(request.read(), request.headers)
         target = request.url.raw_path.decode()
         status, headers, answer = answers(request.method, target, body, request.headers)
         if isinstance(answer, Events):
             headers = {**headers, "content-type": "text/event-stream"}
             return httpx.Response(status, headers=headers, stream=_Stream(answer))
+        if isinstance(answer, Lines):
+            headers = {**headers, "content-type": "application/jsonl"}
+            return httpx.Response(status, headers=headers, stream=_LineStream(answer))
         if answer is None:
             return httpx.Response(status, headers=headers)
         return httpx.Response(status, headers=headers, json=answer)
@@ -53,9 +69,12 @@ def served(answers: Answers, port: int) -> Iterator[str]:
 
         def _handle(self) -> None:
             length = int(self.headers.get("content-length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
             given = {name.lower(): value for name, value in self.headers.items()}
+            body = _loaded(self.rfile.read(length), given)
             status, headers, answer = answers(self.command, self.path, body, given)
+            if isinstance(answer, Lines):
+                self._send_lines(status, answer)
+                return
             if isinstance(answer, Events):
                 headers = {"content-type": "text/event-stream", "connection": "close"}
                 data = b"".join(part for part in answer if isinstance(part, bytes))
@@ -68,6 +87,18 @@ def served(answers: Answers, port: int) -> Iterator[str]:
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
+
+        def _send_lines(self, status: int, lines: Lines) -> None:
+            self.send_response(status)
+            self.send_header("content-type", "application/jsonl")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            try:
+                for part in lines:
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+                self.wfile.write(b"0\r\n\r\n")
+            except (httpx.TransportError, OSError):  # broken by the test, or by the client
+                self.close_connection = True
 
         do_GET = do_POST = do_DELETE = _handle  # noqa: N815
 
@@ -84,6 +115,21 @@ def served(answers: Answers, port: int) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def _loaded(content: bytes, headers: Mapping[str, str]) -> Any:
+    """JSON, or the bytes of something else; None if there is nothing."""
+    if not content and "content-type" not in headers:
+        return None
+    return json.loads(content) if headers["content-type"] == "application/json" else content
+
+
+class _LineStream(httpx.SyncByteStream):
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._lines)
 
 
 class _Stream(httpx.SyncByteStream):

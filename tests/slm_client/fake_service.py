@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx
 
 from tests.slm_client import fake_http
+from tests.slm_client.fake_batches import FakeBatches, problem
 from tests.slm_client.fake_http import Answer, Events
 
 KEY = f"slm_{'a' * 10}_{'s' * 43}"
@@ -29,12 +30,9 @@ _LIMITS = {
     "tokens_per_minute": 1_000_000,
     "jobs_in_flight": 1_000,
     "queued_tokens": 5_000_000,
+    "batch_rows": 1_000_000,
+    "batch_tokens": 1_000_000_000,
 }
-
-
-def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> Answer:
-    body = {"type": f"/problems/{code}", "title": code, "status": status, "detail": detail}
-    return status, headers or {}, {**body, "code": code}
 
 
 def event(name: str, data: object, event_id: str = "") -> bytes:
@@ -68,6 +66,7 @@ class FakeService:
         self.keys: dict[str, dict[str, Any]] = {}
         self.tokens = tokens
         self.is_ready = True
+        self.batches = FakeBatches(slots, lambda: self.seconds)
         self._replays: dict[str, str] = {}  # Idempotency-Key -> job id
         self._free_at = [0.0] * slots
         self._changed = threading.Condition()
@@ -87,7 +86,8 @@ class FakeService:
         self, method: str, target: str, body: Any, headers: Mapping[str, str] | None = None
     ) -> Answer:
         url = urlsplit(target)
-        request = Request(method, url.path, dict(parse_qsl(url.query)), headers or {}, body)
+        query = dict(parse_qsl(url.query, keep_blank_values=True))
+        request = Request(method, url.path, query, headers or {}, body)
         with self._changed:
             self.seen.append(request)
             canned = self.next_answers.popleft() if self.next_answers else None
@@ -126,6 +126,8 @@ class FakeService:
                 if job_id not in self.jobs:
                     return problem(404, "not_found", "there is no such job")
                 return self._job(method, self.jobs[job_id], rest, request)
+            case _, ["batches", *rest]:
+                return self.batches.answer(request, rest)
             case "GET", ["models"]:
                 template = {"text": "A {animal}", "variables": {"animal": "such as fox"}}
                 model = {

@@ -101,6 +101,7 @@ def test_keys_create(service: FakeService) -> None:
 
 def test_what_a_key_may_do_is_sent(service: FakeService) -> None:
     limits = ["--requests-per-minute", "5", "--queued-tokens", "7", "--max-priority", "9"]
+    limits += ["--batch-rows", "11", "--batch-tokens", "13"]
     hosts = ["--callback-host", "a.example", "--callback-host", "b.example"]
     assert slm("keys", "create", "x", *limits, *hosts, "--unlimited").exit_code == 0
     assert service.seen[-1].body == {
@@ -112,6 +113,8 @@ def test_what_a_key_may_do_is_sent(service: FakeService) -> None:
         "tokens_per_minute": None,
         "jobs_in_flight": None,
         "queued_tokens": 7,
+        "batch_rows": 11,
+        "batch_tokens": 13,
     }
 
 
@@ -126,9 +129,10 @@ def test_keys_list_rotate_revoke(service: FakeService) -> None:
     assert header[:4] == ["id", "name", "kind", "created"]
     assert mine == [
         *(first, "mine", "user", "2026-11-21"),
-        *("600", "1,000,000", "1,000", "5,000,000", "0", "a.example"),
+        *("600", "1,000,000", "1,000", "5,000,000", "1,000,000", "1,000,000,000"),
+        *("0", "a.example"),
     ]
-    assert free == [second, "free", "revoked", "2026-11-21", *["none"] * 4, "0"]
+    assert free == [second, "free", "revoked", "2026-11-21", *["none"] * 6, "0"]
     listed = json.loads(slm("keys", "list", "--json").stdout)
     assert [key["id"] for key in listed] == [first, second]
     assert slm("keys", "revoke", "nobody").exit_code == 1

@@ -1,45 +1,64 @@
 from __future__ import annotations
 
 import io
-import re
 import time
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from slm_client import Failure, Row, RowResult, progress
-from slm_client.progress import Tally, display
+from slm_client import Batch, progress
+from slm_client.progress import clock, display, line, summary, uploaded
+from tests.slm_client.examples import batch
 
 
-def failed() -> RowResult:
-    return RowResult(Row("1", "Once"), None, Failure("code", "message"))
+def test_a_line_says_what_is_known() -> None:
+    running: dict[str, Any] = {"status": "running", "finished_at": None}
+    fresh = batch(counts={"total": 4000, "pending": 4000}, **running)
+    assert line(fresh) == "0/4,000 rows · 0 failed"
+    going = batch(
+        counts={"total": 4000, "succeeded": 1500, "failed": 2, "running": 64},
+        rows_per_second=43.21,
+        tokens_per_second=8123.4,
+        estimated_seconds=3671.0,
+        **running,
+    )
+    assert line(going) == (
+        "1,502/4,000 rows · 43.2 rows/s · 8,123 tokens/s · 1:01:11 left · 2 failed"
+    )
 
 
-def test_counts_and_rates() -> None:
-    tally = Tally(4, began=time.monotonic() - 2)
-    assert tally.line() == "0/4 rows · 0.0 rows/s · 0 tokens/s · ? left · 0 failed"
-    tally.add(failed())
-    tally.tokens = 8000
-    line = r"1/4 rows · 0\.5 rows/s · [34],\d{3} tokens/s · 0:06 left · 1 failed"
-    assert re.fullmatch(line, tally.line())
-    tally.total = 2000
-    assert re.search(r" 1:0[67]:\d\d left ", tally.line())
-    assert tally.summary().startswith("0 rows succeeded, 1 failed; 8,000 tokens in 2.0 s: ")
+def test_a_summary_says_what_came_of_it() -> None:
+    counts = {"total": 1300, "succeeded": 1200, "failed": 1, "cancelled": 9, "expired": 90}
+    assert summary(batch(counts=counts)) == (
+        "1,200 rows succeeded, 1 failed, 9 cancelled, 90 expired; "
+        "8,000 tokens in 20.0 s: 400 tokens/s"
+    )
+    assert summary(batch(started_at=None)).endswith("; 8,000 tokens")
+
+
+def test_uploads_and_clocks() -> None:
+    assert uploaded(12_340_000, 1_256_000_000) == "uploading 12.3 of 1,256.0 MB"
+    assert uploaded(5, 5) == "uploaded; the service checks the last rows"
+    assert [clock(seconds) for seconds in (0, 59.6, 3600)] == ["0:00", "1:00", "1:00:00"]
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_where_it_shows(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_PLAIN_LINE_EVERY", 0.05)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
-    tally = Tally(3)
-    with display(console, tally) as shown:
-        for _ in range(3):
-            tally.add(failed())
-            shown.show(tally)
+    with display(console) as shown:
+        for done in range(3):
+            shown.show(done, 3, f"{done} of 3 rows")
             time.sleep(0.03)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert ("\x1b" in text) is terminal
-    assert "rows/s" in text
+    assert "of 3 rows" in text
     if not terminal:
         assert 1 <= len(text.splitlines()) <= 2
+
+
+def test_a_batch_of_a_later_version_does_no_harm() -> None:
+    document = {**batch().raw, "mood": "good", "counts": {"total": 1, "odd": 2}}
+    assert Batch.from_json(document).raw["mood"] == "good"
