@@ -14,13 +14,15 @@ import schemathesis
 
 OWN_KEY = os.environ["SLM_TEST_KEY_ID"]  # of the key that the run itself uses
 MODEL = "tiny"
+GENERATING = ("/jobs", "/batches", "/generate", "/v1/completions")  # what takes `max_tokens`
 LONGEST = 8  # tokens: texts fit the context, and nothing has to wait long
 MOST = 4  # outputs for each prompt: of 16 prompts 64, as many as a job may have
 TEMPLATE = {"template": "animal", "variables": {"animal": "fox", "name": "Bo"}}
 # Requests of the right form that are refused all the same, by what they are refused for: names of
 # things that are not there, a prompt and max_tokens that do not fit the context, 16 prompts of
 # 100,000 characters that do not fit into a body, and an Idempotency-Key that came with another body
-# before, or whose job is deleted.
+# before, or whose job or batch is deleted; and more files than a key may have. To the document a
+# file of rows is any text, and its name any name.
 REFUSED = {
     "unknown_model",
     "unknown_template",
@@ -29,9 +31,20 @@ REFUSED = {
     "body_too_large",
     "idempotency_conflict",
     "job_gone",
+    "batch_gone",
+    "invalid_rows",
+    "empty_batch",
+    "too_many_files",
 }
+# What it thinks is wrong with a form is not always in what it sends.
+FORM = "multipart/form-data"
 # Fields that may be wrong only because of another one: as many as `n`, and those of the template.
 WRONG_TOGETHER = {"best_of", "/variables"}
+
+
+@schemathesis.serializer("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
+def _as_it_is(context: Any, value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
 
 
 @schemathesis.hook
@@ -40,17 +53,20 @@ def map_body(context: Any, body: Any) -> Any:
 
     What is wrong with a body stays wrong.
     """
-    if not isinstance(body, dict) or context.operation.path.startswith("/admin"):
+    if not isinstance(body, dict) or not context.operation.path.startswith(GENERATING):
         return body
-    named: dict[str, Any] = {"model": MODEL} if isinstance(body.get("model"), str) else {}
+    named = _named(body)
     if isinstance(body.get("template"), str) and _texts(body.get("variables", {})):
-        named |= TEMPLATE
-    tokens, n = body.get("max_tokens", 300), body.get("n")
-    if isinstance(tokens, int | float) and LONGEST < tokens <= 300:
-        named["max_tokens"] = tokens % LONGEST + 1
-    if isinstance(n, int | float) and MOST < n <= 64:
-        named["n"] = n % MOST + 1
-    return {**body, **named}
+        named |= TEMPLATE if context.operation.path == "/jobs" else {}
+    return named
+
+
+@schemathesis.hook
+def map_query(context: Any, query: Any) -> Any:
+    """Likewise."""
+    if not isinstance(query, dict) or context.operation.label != "POST /batches":
+        return query
+    return _named(query)
 
 
 @schemathesis.hook
@@ -61,6 +77,8 @@ def filter_case(context: Any, case: Any) -> bool:
 
 @schemathesis.hook
 def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool:
+    if type(failure).__name__ == "AcceptedNegativeData":
+        return bool(case.media_type != FORM)
     if type(failure).__name__ != "RejectedPositiveData":
         return True
     try:
@@ -69,7 +87,24 @@ def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool
         return True
     error = document.get("error", document)
     fields = {error.get("param"), *(e["pointer"] for e in error.get("errors", ()))}
-    return not (error.get("code") in REFUSED or fields & WRONG_TOGETHER or _guessed(case))
+    refused = error.get("code") in REFUSED
+    if case.operation.label == "DELETE /v1/files/{id}":  # that of an output goes with its batch
+        refused = refused or error.get("param") == "id"
+    if case.media_type == FORM:  # its file has some name, which says nothing
+        refused = refused or error.get("code") == "unsupported_media_type"
+    return not (refused or fields & WRONG_TOGETHER or _guessed(case))
+
+
+def _named(fields: dict[str, Any]) -> dict[str, Any]:
+    named: dict[str, Any] = {"model": MODEL} if isinstance(fields.get("model"), str) else {}
+    if isinstance(fields.get("metadata"), str):  # JSON in a text
+        named["metadata"] = '{"a": "b"}'
+    tokens, n = fields.get("max_tokens", 300), fields.get("n")
+    if isinstance(tokens, int | float) and LONGEST < tokens <= 300:
+        named["max_tokens"] = tokens % LONGEST + 1
+    if isinstance(n, int | float) and MOST < n <= 64:
+        named["n"] = n % MOST + 1
+    return {**fields, **named}
 
 
 def _texts(variables: Any) -> bool:

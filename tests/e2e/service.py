@@ -88,6 +88,9 @@ class Service:
         worker.wait()
         self.workers.remove(worker)
 
+    def running_rows(self) -> int:
+        return sum(int(entry["rows_running"]) for entry in self.client.queue())
+
     def wait_for_workers(self, count: int) -> None:
         until(lambda: self.alive_workers() == count, f"{count} workers are alive")
 

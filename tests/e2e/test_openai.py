@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from openai.types import Completion
 
 from slm_core import Engine, SamplingParams
 from slm_core.tokenizer import Tokenizer
@@ -274,3 +276,113 @@ def test_a_call_with_a_key_of_its_own_is_one_job(client: OpenAI) -> None:
         client.completions.create(prompt=PROMPT, extra_headers=headers, **ASKED) for _ in range(2)
     )
     assert first == again
+
+
+# The file of OpenAI's guide to batches, for completions and with a model of ours.
+BATCH_FILE = "".join(
+    json.dumps(
+        {
+            "custom_id": f"request-{i}",
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"model": "tiny", "prompt": text, "max_tokens": 40, "seed": 7, "top_k": 40}
+            | {"temperature": 0.8, "ignore_eos": True},
+        }
+    )
+    + "\n"
+    for i, text in enumerate(("Hello world!", "You are an unhelpful assistant."), 1)
+).encode()
+CHAT_FILE = BATCH_FILE.replace(b"/v1/completions", b"/v1/chat/completions")
+BATCH: dict[str, Any] = {"endpoint": "/v1/completions", "completion_window": "24h"}
+UNFINISHED = ("validating", "in_progress", "cancelling")
+
+
+def answers(output: str) -> dict[str, str]:
+    """The texts of an output file by custom_id; each line parses with OpenAI's types."""
+    found = {}
+    for line in map(json.loads, output.splitlines()):
+        assert (line["error"], line["response"]["status_code"]) == (None, 200)
+        body = Completion.model_validate(line["response"]["body"], strict=True)
+        [choice] = body.choices
+        assert choice.finish_reason == "length"
+        assert body.usage
+        assert body.usage.completion_tokens == 40
+        assert body.system_fingerprint
+        found[line["custom_id"]] = choice.text
+    return found
+
+
+def expected_of_batch(engine: Engine) -> dict[str, str]:
+    prompts = [json.loads(line)["body"]["prompt"] for line in BATCH_FILE.splitlines()]
+    return {f"request-{i}": expected(engine, [text])[0] for i, text in enumerate(prompts, 1)}
+
+
+def test_a_batch_as_openai_documents_it(client: OpenAI, reference: Engine) -> None:
+    file = client.files.create(file=("batchinput.jsonl", BATCH_FILE), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, metadata={"description": "nightly eval job"}, **BATCH
+    )
+    until(lambda: client.batches.retrieve(batch.id).status not in UNFINISHED, "it ends", 30)
+    batch = client.batches.retrieve(batch.id)
+    assert batch.status == "completed"
+    assert batch.request_counts
+    assert batch.request_counts.to_dict() == {"total": 2, "completed": 2, "failed": 0}
+    assert batch.error_file_id is None
+    assert batch.output_file_id
+    assert answers(client.files.content(batch.output_file_id).text) == expected_of_batch(reference)
+    assert batch.id in [found.id for found in client.batches.list()]
+    assert {file.id, batch.output_file_id} <= {found.id for found in client.files.list()}
+    assert client.files.delete(file.id).deleted
+
+
+def test_a_batch_with_the_async_client(service: Service, reference: Engine) -> None:
+    async def run() -> dict[str, str]:
+        async with AsyncOpenAI(
+            api_key=service.api_key,
+            base_url=f"{service.url}/v1",
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
+        ) as client:
+            file = await client.files.create(file=("rows.jsonl", BATCH_FILE), purpose="batch")
+            batch = await client.batches.create(input_file_id=file.id, **BATCH)
+            async with asyncio.timeout(30):
+                while batch.status in UNFINISHED:
+                    await asyncio.sleep(0.05)
+                    batch = await client.batches.retrieve(batch.id)
+            assert batch.output_file_id
+            async with client.files.with_streaming_response.content(
+                batch.output_file_id
+            ) as response:
+                output = b"".join([piece async for piece in response.iter_bytes()])
+            assert [found.id async for found in client.batches.list(limit=1)]
+            return answers(output.decode())
+
+    assert asyncio.run(run()) == expected_of_batch(reference)
+
+
+def test_a_batch_of_chats_is_refused(client: OpenAI) -> None:
+    file = client.files.create(file=("chats.jsonl", CHAT_FILE), purpose="batch")
+    asked: Any = {**BATCH, "endpoint": "/v1/chat/completions"}
+    with pytest.raises(openai.BadRequestError, match="prompt") as caught:
+        client.batches.create(input_file_id=file.id, **asked)
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "endpoint")
+    batch = client.batches.create(input_file_id=file.id, **BATCH)
+    assert batch.status == "failed"
+    assert batch.errors
+    assert [error.line for error in batch.errors.data or ()] == [1, 2]
+
+
+def test_a_batch_is_cancelled(client: OpenAI) -> None:
+    rows = [json.loads(BATCH_FILE.splitlines()[0]) for _ in range(400)]
+    for i, row in enumerate(rows):
+        row["custom_id"] = f"row-{i}"
+        row["body"]["max_tokens"] = 400
+    sent = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    file = client.files.create(file=("rows.jsonl", sent), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, **BATCH)
+    until(lambda: client.batches.retrieve(batch.id).in_progress_at, "it runs", 30)
+    assert client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
+    until(lambda: client.batches.retrieve(batch.id).status == "cancelled", "it has ended", 30)
+    counts = client.batches.retrieve(batch.id).request_counts
+    assert counts
+    assert counts.failed > 0
+    assert counts.completed + counts.failed == 400

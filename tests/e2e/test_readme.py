@@ -46,6 +46,13 @@ def test_curl_submits_and_polls(service: Service) -> None:
     assert [d["status"] for d in shown] == ["queued", "succeeded"]
 
 
+def test_curl_uploads_a_file(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLM_API_KEY", service.api_key)
+    batch = run_shell(example("curl-batch"), service)
+    ended = service.client.batches.wait(str(batch["id"]), timeout=100)
+    assert (ended.status, ended.counts.succeeded) == ("completed", 72)
+
+
 def test_python_example_runs(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLM_API_KEY", service.api_key)
     code = example("python").replace(ADDRESS, service.url)

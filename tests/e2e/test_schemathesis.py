@@ -100,6 +100,14 @@ def test_operations_have_names_that_clients_can_keep(document: Any) -> None:
         "cancel_job": ("post", "/jobs/{id}/cancel"),
         "delete_job": ("delete", "/jobs/{id}"),
         "stream_job": ("get", "/jobs/{id}/stream"),
+        "create_batch": ("post", "/batches"),
+        "list_batches": ("get", "/batches"),
+        "get_batch": ("get", "/batches/{id}"),
+        "cancel_batch": ("post", "/batches/{id}/cancel"),
+        "retry_batch": ("post", "/batches/{id}/retry"),
+        "delete_batch": ("delete", "/batches/{id}"),
+        "read_results": ("get", "/batches/{id}/results"),
+        "read_errors": ("get", "/batches/{id}/errors"),
         "generate": ("post", "/generate"),
         "generate_with": ("post", "/generate/{model}"),
         "list_models": ("get", "/models"),
@@ -113,6 +121,15 @@ def test_operations_have_names_that_clients_can_keep(document: Any) -> None:
         "openai_create_completion": ("post", "/v1/completions"),
         "openai_list_models": ("get", "/v1/models"),
         "openai_get_model": ("get", "/v1/models/{id}"),
+        "openai_create_file": ("post", "/v1/files"),
+        "openai_list_files": ("get", "/v1/files"),
+        "openai_get_file": ("get", "/v1/files/{id}"),
+        "openai_get_file_content": ("get", "/v1/files/{id}/content"),
+        "openai_delete_file": ("delete", "/v1/files/{id}"),
+        "openai_create_batch": ("post", "/v1/batches"),
+        "openai_list_batches": ("get", "/v1/batches"),
+        "openai_get_batch": ("get", "/v1/batches/{id}"),
+        "openai_cancel_batch": ("post", "/v1/batches/{id}/cancel"),
     }
 
 
@@ -125,7 +142,7 @@ def test_links_lead_to_operations(document: Any) -> None:
         for response in operation["responses"].values()
         for link in response.get("links", {}).values()
     ]
-    assert len(found) == 10
+    assert len(found) == 27
     for link in found:
         _, path = named[link["operationId"]]
         assert set(re.findall(r"{(\w+)}", path)) == set(link["parameters"])
