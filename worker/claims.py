@@ -89,12 +89,15 @@ class Claims:
         load = self._loads[model]
         with self._changed:
             rows = 0 if self._alone else max(0, load.free(row_outputs))
-            works = self._claim(model, jobs=False, rows=rows, alone=False)
-            load.fed = bool(works) or not idle
+            works: list[Work] = []
+            try:
+                works = self._claim(model, jobs=False, rows=rows, alone=False)
+            finally:
+                load.fed = bool(works) or not idle
         return works
 
     def stop_feeding(self, model: str) -> None:
-        """The feeder is gone, whatever it had."""
+        """The model's feeder has failed, and holds nothing any more."""
         with self._changed:
             self._loads[model].fed = False
 

@@ -98,8 +98,6 @@ class Feeder:
         except Exception as error:  # a mistake of ours
             log.exception("feeding model %s failed", self._model)
             self._fail_all(error)
-        finally:
-            self._claims.stop_feeding(self._model)
 
     @property
     def _busy(self) -> bool:
@@ -245,6 +243,7 @@ class Feeder:
             log.error("%d rows will run again: %s", len(ended), unavailable)
         finally:
             self._claims.release([end.work for end in ended])
+            self._claims.stop_feeding(self._model)
 
 
 def _first(rows: dict[_Row, None]) -> Iterator[_Row]:
