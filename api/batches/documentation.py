@@ -8,8 +8,8 @@ from pydantic import Field
 
 from api.batches import options
 from api.batches.body import MEDIA_TYPES, MULTIPART
+from api.batches.inputs import BatchInputLine, BatchInputRow
 from api.batches.options import BatchOptions
-from api.batches.rows import BatchInputLine, BatchInputRow
 from api.documentation import json_body, named_examples
 from api.links import BATCH_LINKS
 from slm_jobs.schemas import Prompt

@@ -13,6 +13,7 @@ from api.problems import Problem
 from slm_jobs.batch_schemas import RowProblem
 
 MAX_LINE_BYTES = 1 << 20
+MOST_BLANK_LINES = 1_000_000  # gzip makes them cheap to send, but they take time to read
 _BOM = b"\xef\xbb\xbf"  # Windows tools like to write one
 
 Format = Literal["jsonl", "txt", "csv"]
@@ -72,12 +73,20 @@ def text_lines(chunks: Iterable[bytes]) -> Iterator[Record]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """Lines with their ends, from 1; None for one that is too long, whose bytes are dropped."""
-    number, parts, size = 1, list[bytes](), 0
+    """Lines with their ends, from 1; None for one that is too long, whose bytes are dropped.
+
+    Raises Problem `body_too_large` for too many blank ones.
+    """
+    number, parts, size, blank = 1, list[bytes](), 0, 0
     for chunk in chunks:
         first, *more = chunk.split(b"\n")
         for part in more:
-            yield number, _line(number, parts, size, first + b"\n")
+            line = _line(number, parts, size, first + b"\n")
+            blank += line is not None and line.isspace()
+            if blank > MOST_BLANK_LINES:
+                detail = f"The file has more than {MOST_BLANK_LINES} blank lines."
+                raise Problem("body_too_large", detail)
+            yield number, line
             number, parts, size = number + 1, [], 0
             first = part
         size += len(first)

@@ -6,58 +6,27 @@ checked model. Only what fails there is read again, by the code that can say why
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from api.batches.formats import Cells, Columns, JsonLine, Record, TextLine
+from api.batches.inputs import BatchInputLine, BatchInputRow
 from api.batches.options import PARAMS, cell_values
 from api.body import check, load
 from api.desk import Desk
 from api.openai.schemas import END_OF_TEXT, CompletionRequest
 from api.problems import Problem
-from slm_jobs.batch_schemas import BatchRow, CustomId, RowProblem
+from slm_jobs.batch_schemas import BatchRow, RowProblem
 from slm_jobs.errors import TemplateError
 from slm_jobs.manifest import ModelSpec, Template
-from slm_jobs.schemas import GenerationParams, JobRequest, Prompt
+from slm_jobs.schemas import GenerationParams, JobRequest
 
 ENDPOINT = "/v1/completions"
-_CONTENT = ("prompt", "variables", "template")  # of which a row needs at least one
 _SHOWN = 500  # characters of a message
 _OPENAI_FIELDS = {"body", "url", "method"}
 
 M = TypeVar("M", bound=BaseModel)
-
-
-class BatchInputRow(GenerationParams):
-    """A line of a JSONL file: a `prompt`, or `variables` of a template."""
-
-    model_config = ConfigDict(
-        allow_inf_nan=False,
-        json_schema_extra={"anyOf": [{"required": [name]} for name in _CONTENT]},
-    )
-
-    custom_id: CustomId | None = Field(
-        None, description="What its result is called; default: the number of its line."
-    )
-    prompt: Prompt | None = Field(None, description="The text to continue.")
-    template: Annotated[str, StringConstraints(max_length=64)] | None = Field(
-        None, description="A template of the model; default: that of the batch."
-    )
-    variables: dict[str, Annotated[str, StringConstraints(max_length=10_000)]] = Field(
-        default_factory=dict, max_length=32, description="A text for each variable of the template."
-    )
-
-
-class BatchInputLine(BaseModel):
-    """A line of a JSONL file as OpenAI's batches have it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    custom_id: CustomId | None = None
-    method: Literal["POST"] = "POST"
-    url: Literal["/v1/completions"]
-    body: CompletionRequest
 
 
 class RowReader:

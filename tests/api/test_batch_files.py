@@ -208,6 +208,17 @@ def test_lines_that_are_too_long() -> None:
     assert [record.code for record in found if isinstance(record, RowProblem)] == ["row_too_large"]
 
 
+@pytest.mark.parametrize("blank", [b"\n", b" \t\r\n"])
+def test_blank_lines_have_an_end(monkeypatch: pytest.MonkeyPatch, blank: bytes) -> None:
+    monkeypatch.setattr("api.batches.formats.MOST_BLANK_LINES", 1000)
+    readers = [json_lines, text_lines, lambda chunks: table(chunks, COLUMNS)]
+    for read in readers if blank == b"\n" else readers[:2]:
+        assert list(read(iter([blank * 1000]))) == []
+        with pytest.raises(Problem) as problem:
+            list(read(iter([blank * 1001])))
+        assert code(problem) == "body_too_large"
+
+
 def test_lines_that_are_not_utf8() -> None:
     good, bad = text_lines(iter(["ä\n".encode(), "ä\n".encode("latin-1")]))
     assert good == TextLine(1, "ä")

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from api.batches.formats import JsonLine
+from api.batches.inputs import BatchInputLine, BatchInputRow
 from api.batches.options import WINDOW_PATTERN, window_seconds
-from api.batches.rows import BatchInputLine, BatchInputRow, RowReader
+from api.batches.rows import RowReader
 from api.desk import Desk
 from slm_jobs.batch_schemas import Batch, BatchRow, RowProblem
 from slm_jobs.schemas import GenerationParams, Work

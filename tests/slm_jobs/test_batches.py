@@ -307,6 +307,20 @@ def test_a_suspect_runs_alone(store: JobStore, redis: Redis) -> None:
     assert store.batches.get(batch.id).counts.succeeded == 1
 
 
+def test_a_suspect_job_has_a_place(make_store: MakeStore, redis: Redis) -> None:
+    """Its line may be empty, which once was divided by."""
+    store = make_store()
+    busy = WORKER.model_copy(update={"tokens_per_second": {MODEL: 100.0}})
+    job = create(store)
+    claim(store, 0)
+    store.clock_offset_ms += LEASE_MS
+    sweep(store, redis)
+    store.heartbeat(busy, [])
+    queue = store.get(job.id).queue
+    assert queue is not None
+    assert (queue.ahead, queue.estimated_wait_seconds) == (0, 0.0)
+
+
 def test_a_poison_row_fails_after_its_attempts(make_store: MakeStore, redis: Redis) -> None:
     store = make_store(max_crashes=2)
     batch = submit(store, owner(store), 2)

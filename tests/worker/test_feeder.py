@@ -389,8 +389,8 @@ def test_suspects_run_with_nothing_beside_them(
         each.join(10)
     serve(host)  # as the janitor's tickets would make it
     serve(host, OTHER)
-    for each in [job_id, *jobs, *others]:
-        assert store.get(each).status is JobStatus.SUCCEEDED
+    for ended_id in [job_id, *jobs, *others]:
+        assert store.get(ended_id).status is JobStatus.SUCCEEDED
     assert batch(store, suspects).counts.succeeded == 2
     assert batch(store, rows).counts.succeeded == 40
     beside = [prompts for prompts in engine.seen if any(str(p)[0] == "s" for p in prompts)]
@@ -415,12 +415,10 @@ def test_who_asks_while_something_runs_alone_waits_and_gets_its_turn(
     assert all(thread.is_alive() for thread in threads)
     assert {tuple(prompts) for prompts in engine.seen} == {("hold",)}
     host._leases.cancel(suspect, 2)
-    for thread in threads:
-        thread.join(5)
+    for ended_id in (job_id, other_id):
+        until(lambda ended_id=ended_id: store.get(ended_id).status is JobStatus.SUCCEEDED)
     assert store.get(suspect).status is JobStatus.CANCELLED
-    assert store.get(job_id).status is JobStatus.SUCCEEDED
-    assert store.get(other_id).status is JobStatus.SUCCEEDED
-    assert batch(store, batch_id).counts.succeeded == 2
+    until(ended(store, batch_id))
 
 
 def test_a_drain_lets_go_who_waits_for_something_alone(

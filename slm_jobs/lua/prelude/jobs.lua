@@ -41,8 +41,8 @@ local function place(id)
   end
   local line = WAITING .. job[2]
   return {
-    redis.call('ZRANK', line, id) or 0,
-    redis.call('ZCARD', line),
+    redis.call('ZRANK', line, id) or 0, -- a suspect goes before all
+    math.max(redis.call('ZCARD', line), 1),
     tonumber(redis.call('HGET', QUEUED_TOKENS, job[2]) or 0),
   }
 end
