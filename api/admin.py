@@ -30,6 +30,8 @@ _BODY: dict[str, Any] = json_body(
             "tokens_per_minute": None,
             "jobs_in_flight": None,
             "queued_tokens": None,
+            "batch_rows": None,
+            "batch_tokens": None,
         },
     },
 )

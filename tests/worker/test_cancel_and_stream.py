@@ -258,6 +258,7 @@ def test_a_redelivered_job_goes_on_where_its_stream_ends(
     engine = Engine(model, slots=4)
     step = engine.step
     monkeypatch.setattr(engine, "step", lambda: (time.sleep(0.004), step())[1])
+    monkeypatch.setattr(store, "_lease_ms", 60_000)
     host = started(engine, lease_seconds=60.0)
     job_id = submit(store, "Once", max_tokens=400, stream=True, ignore_eos=True)
     thread = serving(host)

@@ -277,16 +277,18 @@ def test_what_runs_too_long_keeps_its_text_and_fails(
 def test_a_row_that_jobs_kept_waiting_does_not_time_out(make: MakeHost, store: JobStore) -> None:
     engine = FakeEngine(slots=3, reserved_slots=1)
     host = make(engine, slots=3, reserved_slots=1)
-    host._feeders[MODEL]._timeout_seconds = 0.05
     batch_id = add_batch(store, ["hold", "hold", "a"])
     serving(host)
     until(lambda: len(engine.live) == 2 and len(engine.waiting) == 1)
     job_id = submit(store, ["hold", "hold"])
     serving(host)
-    until(lambda: engine.seen[-1] == ["hold", "hold"] and engine.priorities[-1] == 0)
+    until(lambda: len(engine.live) == 3 and len(engine.waiting) == 2)
+    feeder = host._feeders[MODEL]
+    for row in feeder._running:
+        row.deadline = 0.0
+    feeder.wake()
     until(lambda: batch(store, batch_id).counts.failed == 2)
-    steps = engine.steps
-    until(lambda: engine.steps > steps + 100)
+    assert set(errors(store, batch_id).values()) == {"job_timeout"}
     assert batch(store, batch_id).counts.running == 1
     host._leases.cancel(job_id, 1)
     until(ended(store, batch_id))
