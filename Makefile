@@ -44,7 +44,7 @@ $(BIN)/python:
 
 $(VENV)/.runtime: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (once; PyTorch is large)"
-	$(PIP) --editable '.[api,worker,embedded]'
+	$(PIP) --editable '.[api,worker,callbacks,embedded]'
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
