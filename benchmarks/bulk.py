@@ -20,12 +20,11 @@ import redis
 import torch
 import typer
 
-from benchmarks.measure import available_threads, random_model, report
-from benchmarks.workloads import random_prompts
+from benchmarks.measure import available_threads, model_of, report
 from slm_client import Client
 from slm_client.redis_server import RedisServer, free_port
 from slm_client.stack import Stack, StackOptions
-from slm_core import Engine, SamplingParams, Tokenizer, save_checkpoint
+from slm_core import Engine, SamplingParams, save_checkpoint
 
 _MB = 1 << 20
 _SENTENCE = "The little fox went into the old forest and found a red ball near the river. "
@@ -39,10 +38,14 @@ class Part(StrEnum):
 
 
 def main(
-    preset: Annotated[str, typer.Option(help="Model shape; weights are random.")] = "slm-30m",
+    preset: Annotated[
+        str,
+        typer.Option(help="Model shape with random weights, or shipped: the shipped checkpoint."),
+    ] = "slm-30m",
     rows: Annotated[int, typer.Option(help="Rows of an upload.")] = 100_000,
     megabytes: Annotated[int, typer.Option(help="Size of a larger upload.")] = 256,
     repeats: Annotated[int, typer.Option(help="Uploads, and jobs beside a batch.")] = 5,
+    finished: Annotated[int, typer.Option(help="Rows of 200 tokens whose memory counts.")] = 1_000,
     jobs: Annotated[int, typer.Option(help="Jobs sent while a batch runs.")] = 20,
     only: Annotated[list[Part] | None, typer.Option(help="This part; may be repeated.")] = None,
 ) -> None:
@@ -51,7 +54,7 @@ def main(
     torch.set_num_threads(available_threads())
     figures: dict[str, Any] = {"preset": preset}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = save_checkpoint(random_model(preset), Path(folder) / "model")
+        checkpoint = save_checkpoint(model_of(preset), Path(folder) / "model")
         store = RedisServer(Path(folder) / "redis", free_port())
         store.start()
         options = StackOptions(
@@ -67,7 +70,7 @@ def main(
                 with Client(stack.url, key["token"]) as other:
                     figures |= _upload(other, Path(folder), rows, megabytes, repeats)
             if Part.MEMORY in parts:
-                figures |= _memory(client, store.url)
+                figures |= _memory(client, store.url, finished)
             if Part.INTERACTIVE in parts:
                 engine = Engine.from_checkpoint(checkpoint, device="cpu")
                 figures |= _interactive(client, engine, jobs)
@@ -138,10 +141,9 @@ def _process(argument: str) -> psutil.Process:
     raise RuntimeError(f"no process of ours runs {argument}")
 
 
-def _memory(client: Client, redis_url: str) -> dict[str, Any]:
+def _memory(client: Client, redis_url: str, rows: int) -> dict[str, Any]:
     """Bytes that Redis holds more after a batch than before it, for each of its rows."""
-    tokenizer = Tokenizer()
-    texts = [tokenizer.decode(ids) for ids in random_prompts(1_000, longest=40)]
+    texts = [f"Story {row}. {_SENTENCE}" for row in range(rows)]
     with redis.Redis.from_url(redis_url) as server:
         before = server.info("memory")["used_memory"]
         count = sum(

@@ -21,21 +21,21 @@ from benchmarks.checks import verify
 from benchmarks.contestant import Child, ContestantError
 from benchmarks.extras import agreements, start_up, versions, waiting
 from benchmarks.measure import (
+    SHIPPED,
     Rates,
     available_threads,
     interleave,
     medians,
-    random_model,
+    model_of,
     ratios,
     report,
 )
 from benchmarks.peers import CONTESTANTS, PEERS
 from benchmarks.roofline import measure
 from benchmarks.workloads import BATCH, TEMPERATURE, TOP_K, WORKLOADS, Workload
-from slm_core import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from slm_core import GPT, GPTConfig, save_checkpoint
 
 MODELS = ("slm-30m", "slm-7m", "shipped")
-SHIPPED = Path(__file__).parents[1] / "slm_core" / "checkpoints" / "tinystories"
 
 
 class Field:
@@ -207,7 +207,7 @@ def run(
     threads: int,
     extras: bool,
 ) -> dict[str, Any]:
-    model = load_checkpoint(SHIPPED) if preset == "shipped" else random_model(preset)
+    model = model_of(preset)
     figures: dict[str, Any] = {}
     rates: dict[str, Rates] = {}
     memory: dict[str, int] = {}

@@ -9,13 +9,21 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from slm_core import GPT, GPTConfig
+from slm_core import GPT, GPTConfig, load_checkpoint
+
+SHIPPED = Path(__file__).parents[1] / "slm_core" / "checkpoints" / "tinystories"
 
 Rates = dict[str, list[float]]  # tokens per second of each contestant, round by round
+
+
+def model_of(preset: str) -> GPT:
+    """The shipped checkpoint, or a shape with random weights."""
+    return load_checkpoint(SHIPPED) if preset == "shipped" else random_model(preset)
 
 
 def random_model(preset: str) -> GPT:
