@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from slm_jobs import keys
 from slm_jobs.connection import store_errors
 from slm_jobs.errors import KeyRejected, NoSuchKey
-from slm_jobs.records import fields, to_time
+from slm_jobs.records import fields, flattened, to_time
 from slm_jobs.schemas import MAX_PRIORITY
 from slm_jobs.scripts import register
 
@@ -117,7 +117,7 @@ class KeyStore:
             "admin": int(settings.admin),
             "callback_hosts": json.dumps(settings.callback_hosts),
         }
-        flat = self._run("make_key", proof.key, *(part for pair in record.items() for part in pair))
+        flat = self._run("make_key", proof.key, *flattened(record))
         return _with_token(_to_key(proof.key, fields(flat)), token)
 
     def list(self) -> list[ApiKey]:

@@ -247,6 +247,7 @@ def to_batch(batch_id: str, record: Mapping[str, str], now_ms: int) -> Batch:
         finished_at=time("finished_at"),
         expires_at=time("expires_at"),
         cancel_requested="cancel_requested" in record and not status.is_terminal,
+        cancel_requested_at=time("cancel_requested"),
         rows_per_second=rows_rate,
         tokens_per_second=tokens_rate,
         estimated_seconds=round(left / rows_rate, 1) if rows_rate else None,

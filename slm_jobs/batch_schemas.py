@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from slm_jobs.callback_schemas import CallbackTarget
 from slm_jobs.schemas import GenerationParams, JobError, Output, Usage, Work
 
 MIN_WINDOW_SECONDS = 60
@@ -71,6 +72,9 @@ class Batch(_Frozen):
         None, description="When its completion window closes; rows not started then expire."
     )
     cancel_requested: bool = Field(False, description="It ends when its running rows have.")
+    cancel_requested_at: datetime | None = Field(
+        None, description="When that was asked for first, while its rows ran; stays."
+    )
     rows_per_second: float | None = Field(None, description="Of late, while it runs.")
     tokens_per_second: float | None = Field(None, description="Generated of late, while it runs.")
     estimated_seconds: float | None = Field(
@@ -98,6 +102,7 @@ class BatchDraft(NamedTuple):
     metadata: dict[str, str] = {}  # noqa: RUF012 - never changed
     retry_of: str | None = None
     extra: dict[str, Any] = {}  # noqa: RUF012 - for whoever made it, see `StoredBatch.extra`
+    callback: CallbackTarget | None = None
 
 
 class BatchRow(NamedTuple):

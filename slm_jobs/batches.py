@@ -35,8 +35,10 @@ from slm_jobs.batch_schemas import (
     RowEnd,
     RowProblem,
 )
+from slm_jobs.callbacks import target_fields
 from slm_jobs.connection import execute_raw, store_errors
 from slm_jobs.errors import BatchGone, BatchNotEnded, BatchNotFound
+from slm_jobs.records import flattened
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -93,7 +95,8 @@ class BatchStore:
             idempotency_key or "",
             int(self._nearly_full()),
             UPLOAD_SECONDS * 1000,
-            *_flat(draft_fields(draft, seed)),
+            *flattened(draft_fields(draft, seed)),
+            *flattened(target_fields(draft.callback, owner.key)),
         )
         if outcome == "begun":
             return BatchBegun(batch_id, None)
@@ -253,7 +256,3 @@ def _existing(batch_id: str, values: Sequence[str | None]) -> dict[str, str]:
     if not record:
         raise BatchNotFound(batch_id)
     return record
-
-
-def _flat(fields: dict[str, str]) -> list[str]:
-    return [part for pair in fields.items() for part in pair]

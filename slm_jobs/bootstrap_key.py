@@ -25,6 +25,7 @@ ADMIN = KeySettings(
     jobs_in_flight=None,
     queued_tokens=None,
     max_priority=MAX_PRIORITY,
+    callback_hosts=["localhost", "127.0.0.1"],
 )
 
 

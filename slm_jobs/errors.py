@@ -12,6 +12,7 @@ SlmJobsError
 ├── BatchNotFound        no such batch, or its record has expired
 ├── BatchNotEnded        its rows wait or run, and only what has ended may be deleted
 ├── FileNotFound         no such file, or it has expired
+├── CallbackUrlRefused   callbacks may not go there, for a `reason` that `callback_urls` lists
 └── Refused              a job or batch was not taken, and nothing was charged
     ├── KeyRejected          no such API key, or it has been revoked
     ├── PriorityTooHigh      the key may not ask for so much
@@ -94,6 +95,12 @@ class FileNotFound(SlmJobsError):
     def __init__(self, file_id: str) -> None:
         self.file_id = file_id
         super().__init__(f"no file {file_id!r}: it never existed or has expired")
+
+
+class CallbackUrlRefused(SlmJobsError):
+    def __init__(self, reason: str, advice: str) -> None:
+        self.reason = reason
+        super().__init__(f"no callback may go to this URL: {advice}")
 
 
 class Quota(NamedTuple):

@@ -1,4 +1,4 @@
-"""Wakes those who wait for a job, the moment something changes about it. For asyncio.
+"""Wakes those who wait for a job, or for callbacks, the moment something changes. For asyncio.
 
 Knows not what has changed: who is woken reads the record again.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from redis import exceptions
 from redis.asyncio import Redis
@@ -51,17 +51,7 @@ class JobEvents:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> JobEvents:
-        timeout = settings.redis_timeout_seconds
-        return cls(
-            Redis.from_url(
-                settings.redis_url,
-                socket_connect_timeout=timeout,
-                socket_keepalive=True,
-                health_check_interval=10,
-                retry=Retry(NoBackoff(), 0),
-                decode_responses=True,
-            )
-        )
+        return cls(_connect(settings))
 
     @asynccontextmanager
     async def watch(self, job_id: str) -> AsyncIterator[Watch]:
@@ -169,6 +159,48 @@ class Watch:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), min(max(seconds, 0), LOOK_AGAIN))
         self._changed.clear()
+
+
+class DueEvents:
+    """Calls `heard` when a callback has become due, and whenever that may have been missed: as
+    long as it is entered, which it may be without Redis, too."""
+
+    def __init__(self, settings: Settings, heard: Callable[[], None]) -> None:
+        self._redis = _connect(settings)
+        self._heard = heard
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="due-events")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await _end(self._task)
+        await self._redis.aclose()
+
+    async def _run(self) -> None:
+        while True:
+            pubsub = self._redis.pubsub()
+            try:
+                await pubsub.subscribe(keys.CALLBACKS_DUE)
+                while True:
+                    if await pubsub.get_message(timeout=LOOK_AGAIN):  # also that it is subscribed
+                        self._heard()
+            except (exceptions.RedisError, OSError) as error:
+                log.debug("no events from Redis: %s", error)  # whose calls fail says so
+            finally:
+                await pubsub.aclose()  # type: ignore[no-untyped-call]
+            await asyncio.sleep(_PAUSE)
+
+
+def _connect(settings: Settings) -> Redis:
+    return Redis.from_url(
+        settings.redis_url,
+        socket_connect_timeout=settings.redis_timeout_seconds,
+        socket_keepalive=True,
+        health_check_interval=10,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=True,
+    )
 
 
 async def _stopped(hearing: asyncio.Task[dict[str, str] | None] | None) -> dict[str, str] | None:

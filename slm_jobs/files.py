@@ -20,7 +20,7 @@ from slm_jobs.api_keys import ApiKey
 from slm_jobs.batches import Run
 from slm_jobs.connection import execute_raw, store_errors
 from slm_jobs.errors import FileNotFound, QueueFull, StoreUnavailable, TooManyFiles
-from slm_jobs.records import fields, to_time
+from slm_jobs.records import fields, flattened, to_time
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -118,9 +118,8 @@ class FileStore:
             raise _lost()
 
     def _commit(self, upload: Upload, parts: int, seconds: int, record: Mapping[str, str]) -> File:
-        flat = (part for pair in record.items() for part in pair)
         outcome, *details = self._run(
-            "file_commit", upload.id, upload.key, MOST_FILES, parts, seconds, *flat
+            "file_commit", upload.id, upload.key, MOST_FILES, parts, seconds, *flattened(record)
         )
         if outcome == "many":
             raise TooManyFiles(MOST_FILES)

@@ -49,8 +49,19 @@
     slm:file_upload:<id>    list    those of one that is on its way in; they expire soon
     slm:files_of:<key>      zset    a key's files; score: ms at which it was made
 
+    slm:delivery:<id>       hash    a callback: what to tell whom, with a copy of the record
+    slm:attempts:<id>       list    what came of trying, as JSON
+    slm:deliveries_of:<id>  list    deliveries of a job or batch
+    slm:due:<lane>          zset    deliveries of a key to a host; score: ms at which one is due, or
+                                    the claim of whoever is at it ends
+    slm:lanes               zset    lanes in which something is due; score: ms of the first
+    slm:undelivered:<key>   zset    deliveries that were given up; score: ms at which
+    slm:callback_secrets:<key> zset what a key's callbacks are signed with; score: ms at which it
+                                    expires, inf for the current one
+
     slm:events:<id>         channel something changed about a job or a batch
     slm:commands:<worker>   channel "<job id> <attempt>" to cancel
+    slm:callbacks_due       channel a delivery is due
 
 Redis Cluster is not supported: scripts compute keys from these prefixes.
 """
@@ -102,8 +113,17 @@ FILE_PARTS = "slm:file_parts:"
 FILE_UPLOAD = "slm:file_upload:"
 FILES_OF = "slm:files_of:"
 
+DELIVERY = "slm:delivery:"
+ATTEMPTS = "slm:attempts:"
+DELIVERIES_OF = "slm:deliveries_of:"
+DUE = "slm:due:"
+LANES = "slm:lanes"
+UNDELIVERED = "slm:undelivered:"
+CALLBACK_SECRETS = "slm:callback_secrets:"
+
 EVENTS = "slm:events:"
 COMMANDS = "slm:commands:"
+CALLBACKS_DUE = "slm:callbacks_due"
 
 
 def job(job_id: str) -> str:

@@ -49,6 +49,11 @@ def fields(flat: Sequence[str]) -> dict[str, str]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
+def flattened(fields: Mapping[str, str]) -> list[str]:
+    """Names and values in turn, as scripts take a hash."""
+    return [part for pair in fields.items() for part in pair]
+
+
 def to_job(job_id: str, record: Mapping[str, str], queue: QueuePosition | None = None) -> Job:
     asked = json.loads(record["about"])
     return Job(

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from slm_jobs.callback_schemas import CallbackTarget, JobCallbackOptions
+
 MAX_PROMPTS = 16
 MAX_SEQUENCES = 64  # prompts x n of one job
 MAX_PRIORITY = 9
@@ -63,7 +65,7 @@ class GenerationParams(_Strict):
     n: int = Field(1, ge=1, le=MAX_SEQUENCES, description="Continuations per prompt.")
 
 
-class JobRequest(GenerationParams):
+class JobRequest(JobCallbackOptions, GenerationParams):
     """The body of `POST /jobs`: a `prompt`, or a `template` with its `variables`."""
 
     prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS)] | None = (
@@ -118,6 +120,7 @@ class JobSpec(GenerationParams):
     stream: bool = False
     metadata: dict[str, str] = Field(default_factory=dict)
     request_id: str = ""  # of the HTTP request that made the job; for logs
+    callback: CallbackTarget | None = Field(None, exclude=True)  # no worker's concern
 
 
 class Output(_Strict):

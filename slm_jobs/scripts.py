@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from redis.commands.core import Script
 
 _LUA = Path(__file__).with_name("lua")
-_PRELUDE = ("base", "limits", "jobs", "rows", "work")  # each may use those before it
+_PRELUDE = ("base", "limits", "outbox", "jobs", "rows", "work")  # each may use those before it
 
 
 def _declarations() -> str:

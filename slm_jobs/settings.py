@@ -90,6 +90,23 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         20.0, ge=0, description="Grace after SIGTERM: running jobs may end, then are handed back."
     )
+    callback_schedule_seconds: Annotated[tuple[float, ...], NoDecode] = Field(
+        (0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400),
+        min_length=1,
+        description="Pauses before each attempt to deliver a callback, with commas between.",
+    )
+    callback_timeout_seconds: float = Field(
+        20.0, gt=0, description="How long an attempt to deliver a callback may take in all."
+    )
+    callback_connect_timeout_seconds: float = Field(
+        5.0, gt=0, description="How long its receiver's name and connection may take of that."
+    )
+    callback_concurrency: int = Field(
+        256, ge=1, description="Callbacks that a callback process delivers at once."
+    )
+    callback_per_host: int = Field(
+        8, ge=1, description="How many of these may go to one host, for one API key."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log records to print."
     )
@@ -110,6 +127,18 @@ class Settings(BaseSettings):
     @classmethod
     def _split_names(cls, names: object) -> object:
         return names.replace(",", " ").split() or None if isinstance(names, str) else names
+
+    @field_validator("callback_schedule_seconds", mode="before")
+    @classmethod
+    def _split_numbers(cls, numbers: object) -> object:
+        return numbers.replace(",", " ").split() if isinstance(numbers, str) else numbers
+
+    @field_validator("callback_schedule_seconds")
+    @classmethod
+    def _check_schedule(cls, pauses: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= pause <= 7 * 86_400 for pause in pauses):
+            raise ValueError("each pause is 0 to 604800 seconds")
+        return pauses
 
     @cached_property
     def models_files(self) -> tuple[Path, ...]:

@@ -20,6 +20,7 @@ from slm_jobs.admission import Admission, Idempotency, refusal
 from slm_jobs.api_keys import ApiKey, KeyProof, KeyStore
 from slm_jobs.batch_records import to_row_work
 from slm_jobs.batches import BatchStore
+from slm_jobs.callbacks import CallbackStore, target_fields
 from slm_jobs.commands import Commands
 from slm_jobs.connection import connect, store_errors
 from slm_jobs.errors import JobNotEnded, JobNotFound, Quota
@@ -29,6 +30,7 @@ from slm_jobs.records import (
     OUTPUTS,
     about,
     fields,
+    flattened,
     to_job,
     to_microseconds,
     to_piece,
@@ -111,6 +113,7 @@ class JobStore:
         self.batches = BatchStore(
             redis, self._run, nearly_full=self._memory.nearly_full, ttl_seconds=batch_ttl_seconds
         )
+        self.callbacks = CallbackStore(redis, self._run, ttl_seconds=batch_ttl_seconds)
         self.files = FileStore(
             redis, self._run, nearly_full=self._memory.nearly_full, ttl_seconds=batch_ttl_seconds
         )
@@ -176,6 +179,7 @@ class JobStore:
             int(self._memory.nearly_full()),
             about(spec),
             spec.model_dump_json(),
+            *flattened(target_fields(spec.callback, owner.key if owner else "")),
         )
         if outcome not in ("taken", "known"):
             raise refusal(outcome, details)
@@ -423,8 +427,7 @@ class JobStore:
         )
 
     def _finish(self, work: Work, status: JobStatus, used: int, **record: str) -> bool:
-        parts = (part for pair in record.items() for part in pair)
-        ttl = self._job_ttl_seconds
+        ttl, parts = self._job_ttl_seconds, flattened(record)
         return bool(self._run("finish", work.id, work.attempt, status, ttl, used, *parts))
 
     def _run(self, script: str, *args: str | int | bytes, raw: bool = False) -> Any:

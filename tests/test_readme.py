@@ -18,6 +18,8 @@ def settings_table() -> str:
         default = field.default
         if isinstance(default, Path):
             default = default.relative_to(ROOT)
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
         shown = "" if default is None else f"`{default}`"
         rows.append(f"| `SLM_{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows)

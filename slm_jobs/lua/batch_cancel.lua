@@ -9,7 +9,7 @@ if status == 'validating' then
   drop_rows(batch)
   end_batch(batch, 'cancelled', ttl_seconds)
 elseif status == 'running' then
-  redis.call('HSET', BATCH .. batch, 'cancel_requested', 1)
+  redis.call('HSETNX', BATCH .. batch, 'cancel_requested', now())
   local leases = redis.call('HGETALL', LEASED .. batch)
   for i = 1, #leases, 2 do
     local attempt, worker = leases[i + 1]:match('^(%d+) %d+ (%S+)$')

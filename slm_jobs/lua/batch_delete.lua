@@ -7,4 +7,5 @@ if record[1] == 'validating' or record[1] == 'running' then
   return 0
 end
 forget_batch(batch, record[2] or '')
+forget_deliveries(batch)
 return 1

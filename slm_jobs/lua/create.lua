@@ -1,6 +1,6 @@
 -- create(id, model, priority, tokens, most jobs that may wait, key, digest, idempotency key's digest,
 --        body's digest, how long they are remembered in s, whether Redis is nearly full, what the
---        record tells of the request as JSON, request as JSON)
+--        record tells of the request as JSON, request as JSON, field, value, ...)
 -- -> {outcome, details, ...}, where the outcome is
 --   "taken" or "known": {id, the record, its place, the quotas}; a known id is left as it is, so a
 --       caller that got no reply may ask again, and so is the job of a known idempotency key
@@ -83,7 +83,7 @@ end
 for policy, level in pairs(levels) do
   set_level(key, policy, level, time)
 end
-create(id, key, model, priority, tokens, about, request)
+create(id, key, model, priority, tokens, about, request, unpack(ARGV, 15))
 if asked ~= '' then
   redis.call('SET', IDEMPOTENCY .. key .. ':' .. asked, body .. ' ' .. id, 'EX', memory_seconds)
 end

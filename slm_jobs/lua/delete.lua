@@ -7,4 +7,5 @@ if job[1] == 'queued' or job[1] == 'running' then
   return 0
 end
 forget_job(id, job[2] or '')
+forget_deliveries(id)
 return 1

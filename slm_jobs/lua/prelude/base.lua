@@ -1,4 +1,4 @@
--- What every script begins with, in this order: base, limits, jobs, rows, work. Each change of a job's or a
+-- What every script begins with, in this order: base, limits, outbox, jobs, rows, work. Each change of a job's or a
 -- row's state is one function here; the scripts only decide which of them happens. The names in
 -- capitals are declared in front of this file by scripts.py. Times are integer milliseconds by
 -- Redis's clock. This part: the clock, tickets and workers.

@@ -63,8 +63,8 @@ local function owns_job(id, attempt)
 end
 
 -- (nothing) -> queued. `key` is '' for nobody's; `tokens` is what it may take at most; `about` is what
--- its record tells of the request.
-local function create(id, key, model, priority, tokens, about, request)
+-- its record tells of the request. More fields of the record may follow.
+local function create(id, key, model, priority, tokens, about, request, ...)
   local time, sequence = now(), redis.call('INCR', SEQUENCE)
   redis.call('HSET', JOB .. id,
     'sequence', sequence,
@@ -77,12 +77,17 @@ local function create(id, key, model, priority, tokens, about, request)
     'request', request,
     'created_at', time,
     'attempt', 0,
-    'crashes', 0)
+    'crashes', 0,
+    ...)
   redis.call('ZADD', JOBS_OF .. key, time * 1000 + sequence % 1000, id)
   if key ~= '' then
     redis.call('ZADD', IN_FLIGHT .. key, time + MINUTE, id)
   end
   wait_in_line(id)
+end
+
+local function tell_job(id, event, number)
+  tell(JOB, FIELDS, id, event, number)
 end
 
 -- queued -> running. The caller has taken it out of the line. Returns the attempt.
@@ -92,8 +97,10 @@ local function start(id, worker, lease_ms)
   redis.call('HINCRBY', RUNNING, redis.call('HGET', JOB .. id, 'model'), 1)
   redis.call('HSET', JOB .. id, 'status', 'running', 'started_at', time, 'worker', worker)
   redis.call('ZADD', LEASES, time + lease_ms, id)
+  local attempt = redis.call('HINCRBY', JOB .. id, 'attempt', 1)
   announce(id, 'running')
-  return redis.call('HINCRBY', JOB .. id, 'attempt', 1)
+  tell_job(id, 'running', attempt)
+  return attempt
 end
 
 local function stop_running(id)
@@ -127,6 +134,7 @@ local function finish(id, status, ttl_seconds, used, ...)
     refund(key, job[4] - used)
   end
   announce(id, status)
+  tell_job(id, status)
 end
 
 -- running -> queued; or -> cancelled, if a client has asked for it

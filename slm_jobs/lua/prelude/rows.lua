@@ -46,6 +46,25 @@ local function batch_record(batch)
   return redis.call('HMGET', BATCH .. batch, unpack(BATCH_FIELDS))
 end
 
+---- Telling -----------------------------------------------------------------------------------
+
+local function tell_batch(batch, event, number)
+  tell(BATCH, BATCH_FIELDS, batch, event, number)
+end
+
+-- Each tenth of the rows that has ended, but for the last, is told once.
+local function tell_progress(batch)
+  local stand = redis.call('HMGET', BATCH .. batch, 'callback_events', 'total', 'pending', 'running', 'told')
+  if not stand[1] or not stand[1]:find('progress', 1, true) then
+    return
+  end
+  local tenth = math.floor(10 * (stand[2] - stand[3] - stand[4]) / stand[2])
+  if tenth > tonumber(stand[5] or 0) and tenth < 10 then
+    redis.call('HSET', BATCH .. batch, 'told', tenth)
+    tell_batch(batch, 'progress', tenth)
+  end
+end
+
 ---- Fair share ----------------------------------------------------------------------------------
 
 -- Start-time fair queueing (Goyal, Vin and Cheng, 1996), between keys and then between a key's
@@ -123,6 +142,7 @@ local function end_batch(batch, status, ttl_seconds)
   end
   redis.call('ZADD', ENDED, time + ttl_seconds * 1000, key .. ' ' .. batch)
   announce(batch, status)
+  tell_batch(batch, status)
 end
 
 local function end_if_done(batch, ttl_seconds)
@@ -197,6 +217,7 @@ local function start_row(batch, row, worker, lease_ms)
   redis.call('HINCRBY', ROWS_RUNNING, redis.call('HGET', BATCH .. batch, 'model'), 1)
   if redis.call('HSETNX', BATCH .. batch, 'started_at', time) == 1 then
     announce(batch, 'running')
+    tell_batch(batch, 'running')
   end
   return id, attempt, packed, tonumber(outputs)
 end
@@ -234,6 +255,7 @@ local function finish_row(batch, row, status, entry, prompt_tokens, completion_t
   end
   redis.call('RPUSH', list .. batch, time .. ' ' .. row .. ' ' .. entry)
   announce(batch, 'row')
+  tell_progress(batch)
   end_if_done(batch, ttl_seconds)
 end
 

@@ -1,0 +1,364 @@
+"""The outbox: what happens is told once or again, never not at all; no lane holds up others."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from slm_jobs import keys
+from slm_jobs.api_keys import KeyProof, KeySettings
+from slm_jobs.batch_schemas import BatchDraft, BatchRow, RowEnd
+from slm_jobs.callback_schemas import (
+    BATCH_ENDS,
+    JOB_ENDS,
+    Attempt,
+    CallbackTarget,
+    DeliveryStatus,
+    DueDelivery,
+    Outcome,
+)
+from slm_jobs.schemas import GenerationParams, Job
+from slm_jobs.store import JobStore
+from tests.slm_jobs.examples import (
+    ERROR,
+    LEASE_MS,
+    MODEL,
+    OUTPUTS,
+    USAGE,
+    claim,
+    complete,
+    spec,
+    sweep,
+)
+
+URL = "https://hooks.example/ended"
+LINK = "https://slm.example/jobs/1"
+LEASE_SECONDS = 60.0
+
+
+@pytest.fixture
+def owner(store: JobStore) -> KeyProof:
+    settings = KeySettings(name="k", callback_hosts=["10.0.0.0/8"])
+    return KeyProof.of(store.keys.create(settings).token)
+
+
+def target(*events: str, url: str = URL, outputs: bool = False) -> CallbackTarget:
+    return CallbackTarget(url, events or JOB_ENDS, outputs, LINK)
+
+
+def submit(store: JobStore, owner: KeyProof, callback: CallbackTarget, **fields: Any) -> Job:
+    return store.create(spec(**fields).model_copy(update={"callback": callback}), owner=owner).job
+
+
+def ended_job(store: JobStore, owner: KeyProof, callback: CallbackTarget | None = None) -> Job:
+    job = submit(store, owner, callback or target())
+    assert complete(store, claim(store))
+    return store.get(job.id)
+
+
+def submit_batch(store: JobStore, owner: KeyProof, rows: int, *events: str) -> str:
+    callback = CallbackTarget(URL, events or BATCH_ENDS, link=LINK)
+    draft = BatchDraft(MODEL, GenerationParams(seed=1), callback=callback, name="night")
+    batch_id = store.batches.begin(draft, owner=owner).batch_id
+    store.batches.add_rows(
+        batch_id, [BatchRow(f"row-{i}", i + 1, ["Once"], {}, 10, 1) for i in range(rows)]
+    )
+    store.batches.commit(batch_id, "digest")
+    return batch_id
+
+
+def run_rows(store: JobStore, rows: int) -> None:
+    works = store.claim_next(MODEL, worker="w1", rows=rows)
+    store.batches.finish([RowEnd(work, "succeeded", OUTPUTS, USAGE, "fp32") for work in works])
+
+
+def due(store: JobStore, room: int = 100, **options: Any) -> list[DueDelivery]:
+    return store.callbacks.claim(room, lease_seconds=LEASE_SECONDS, **options)[0]
+
+
+def outcome(claimed: DueDelivery, pause: float | None = None, **fields: Any) -> Outcome:
+    attempt = Attempt(at=datetime(2026, 1, 1, tzinfo=UTC), duration_ms=5, status=200)
+    return Outcome(claimed.delivery.id, claimed.claim, attempt, pause, **fields)
+
+
+def settle(store: JobStore, claimed: DueDelivery, pause: float | None = None, **f: Any) -> bool:
+    [done] = store.callbacks.settle([outcome(claimed, pause, **f)])
+    return done
+
+
+def status(store: JobStore, work_id: str) -> list[DeliveryStatus]:
+    return [delivery.status for delivery in store.callbacks.of(work_id)]
+
+
+def pass_time(store: JobStore, seconds: float) -> None:
+    store.clock_offset_ms += round(seconds * 1000)
+
+
+# What is told
+
+
+def test_a_job_that_ended_is_told_once(store: JobStore, owner: KeyProof) -> None:
+    job = ended_job(store, owner)
+    [claimed] = due(store)
+    assert claimed.delivery.id == f"{job.id}-succeeded"
+    assert claimed.delivery.type == "job.succeeded"
+    assert (claimed.delivery.of, claimed.delivery.url) == (job.id, URL)
+    assert claimed.lane == f"{owner.key} hooks.example:443"
+    assert claimed.allowed == ("10.0.0.0/8",)
+    told = json.loads(claimed.payload)
+    assert datetime.fromisoformat(told.pop("timestamp")) == claimed.delivery.created_at
+    assert told == {
+        "type": "job.succeeded",
+        "data": {
+            "id": job.id,
+            "status": "succeeded",
+            "model": MODEL,
+            "created_at": job.model_dump(mode="json")["created_at"],
+            "started_at": job.model_dump(mode="json")["started_at"],
+            "finished_at": job.model_dump(mode="json")["finished_at"],
+            "usage": USAGE.model_dump(),
+            "error": None,
+            "metadata": {},
+            "url": LINK,
+        },
+    }
+    assert due(store) == []
+    assert settle(store, claimed, delivered=True)
+    assert status(store, job.id) == [DeliveryStatus.DELIVERED]
+    pass_time(store, 1e6)
+    assert due(store) == []
+
+
+def test_outputs_are_in_it_only_where_asked_for(store: JobStore, owner: KeyProof) -> None:
+    ended_job(store, owner, target(outputs=True))
+    [claimed] = due(store)
+    assert json.loads(claimed.payload)["data"]["outputs"] == [OUTPUTS[0].model_dump()]
+
+
+def test_every_end_of_a_job_is_told(store: JobStore, redis: Redis, owner: KeyProof) -> None:
+    failed = submit(store, owner, target())
+    assert store.fail(claim(store), ERROR)
+    cancelled = submit(store, owner, target())
+    store.cancel(cancelled.id)
+    lost = submit(store, owner, target())
+    for _ in range(3):
+        [work] = store.claim_next(MODEL, worker="w1")
+        store.clock_offset_ms += LEASE_MS + 1
+        sweep(store, redis)
+        assert work.id == lost.id
+    told = {claimed.delivery.id: json.loads(claimed.payload)["data"] for claimed in due(store)}
+    assert told.keys() == {f"{failed.id}-failed", f"{cancelled.id}-cancelled", f"{lost.id}-failed"}
+    assert told[f"{failed.id}-failed"]["error"] == ERROR.model_dump()
+    assert told[f"{lost.id}-failed"]["error"]["code"] == "attempts_exhausted"
+
+
+def test_running_is_told_at_each_attempt(store: JobStore, owner: KeyProof) -> None:
+    job = submit(store, owner, target("running"))
+    assert store.hand_back([claim(store)]) == 1
+    complete(store, claim(store))
+    told = [claimed.delivery for claimed in due(store)]
+    assert [delivery.id for delivery in told] == [f"{job.id}-running-1", f"{job.id}-running-2"]
+
+
+def test_who_asked_for_nothing_is_told_nothing(store: JobStore, owner: KeyProof) -> None:
+    store.create(spec(), owner=owner)
+    submit(store, owner, target("failed"))
+    complete(store, claim(store))
+    complete(store, claim(store))
+    assert due(store) == []
+
+
+def test_a_batch_is_told_of_at_its_end(store: JobStore, owner: KeyProof) -> None:
+    batch_id = submit_batch(store, owner, 2)
+    run_rows(store, 1)
+    assert due(store) == []
+    run_rows(store, 1)
+    [claimed] = due(store)
+    assert claimed.delivery.id == f"{batch_id}-completed"
+    told = json.loads(claimed.payload)
+    assert told["type"] == "batch.completed"
+    assert (told["data"]["status"], told["data"]["name"]) == ("completed", "night")
+    assert told["data"]["counts"]["succeeded"] == 2
+    assert told["data"]["url"] == LINK
+
+
+def test_a_batch_tells_each_tenth_once(store: JobStore, owner: KeyProof) -> None:
+    batch_id = submit_batch(store, owner, 25, "running", "progress", "completed")
+    while store.batches.get(batch_id).counts.pending:
+        run_rows(store, 4)
+    ids = [delivery.id.removeprefix(f"{batch_id}-") for delivery in store.callbacks.of(batch_id)]
+    # 4 rows are 16 %: the second step passes two tenths at once, and tells the latest
+    assert ids == ["running", *[f"progress-{n}" for n in range(1, 10)], "completed"]
+    assert len(due(store, per_lane=100)) == len(ids)
+
+
+def test_a_batch_that_is_cancelled_is_told_of(store: JobStore, owner: KeyProof) -> None:
+    batch_id = submit_batch(store, owner, 3)
+    store.batches.cancel(batch_id)
+    [claimed] = due(store)
+    assert claimed.delivery.id == f"{batch_id}-cancelled"
+
+
+# Attempts
+
+
+def test_an_attempt_that_failed_is_made_again_in_time(store: JobStore, owner: KeyProof) -> None:
+    job = ended_job(store, owner)
+    [first] = due(store)
+    assert settle(store, first, 5.0)
+    claimed, wait = store.callbacks.claim(10)
+    assert claimed == []
+    assert wait == pytest.approx(5, abs=1)
+    pass_time(store, 5)
+    [second] = due(store)
+    assert second.payload == first.payload
+    assert second.delivery.id == first.delivery.id
+    assert (first.tries, second.tries) == (0, 1)
+    assert settle(store, second)
+    [delivery] = store.callbacks.of(job.id)
+    assert delivery.status is DeliveryStatus.FAILED
+    assert len(delivery.attempts) == 2
+
+
+def test_a_claim_whose_process_died_comes_back(store: JobStore, owner: KeyProof) -> None:
+    ended_job(store, owner)
+    [lost] = due(store)
+    pass_time(store, LEASE_SECONDS + 1)
+    [again] = due(store)
+    assert again.tries == 0
+    assert not settle(store, lost, delivered=True)
+    assert settle(store, again, delivered=True)
+    assert not settle(store, again, delivered=True)
+
+
+def test_a_claim_that_lapsed_and_nobody_took_may_settle(store: JobStore, owner: KeyProof) -> None:
+    job = ended_job(store, owner)
+    [claimed] = due(store)
+    pass_time(store, LEASE_SECONDS + 1)
+    assert settle(store, claimed, delivered=True)
+    assert status(store, job.id) == [DeliveryStatus.DELIVERED]
+    assert due(store) == []
+
+
+def test_many_settle_in_one_call_each_for_itself(store: JobStore, owner: KeyProof) -> None:
+    for _ in range(3):
+        ended_job(store, owner)
+    claimed = due(store)
+    outcomes = [outcome(each, delivered=True) for each in claimed]
+    outcomes[1] = outcomes[1]._replace(claim=99)
+    assert store.callbacks.settle(outcomes) == [True, False, True]
+    assert store.callbacks.settle([]) == []
+
+
+# Lanes
+
+
+def test_a_lane_never_holds_more_than_its_share(store: JobStore, owner: KeyProof) -> None:
+    for _ in range(5):
+        ended_job(store, owner, target(url="https://slow.example/"))
+    ended_job(store, owner)
+    claimed, wait = store.callbacks.claim(100, per_lane=2)
+    assert [each.lane.split()[1] for each in claimed] == [
+        "slow.example:443",
+        "slow.example:443",
+        "hooks.example:443",
+    ]
+    assert wait > 1  # what else is due is of a lane that is full
+    busy = {claimed[0].lane: 2}
+    assert store.callbacks.claim(100, per_lane=2, busy=busy)[0] == []
+    assert len(store.callbacks.claim(100, per_lane=2, busy={claimed[0].lane: 1})[0]) == 1
+
+
+def test_room_bounds_what_is_claimed(store: JobStore, owner: KeyProof) -> None:
+    for number in range(5):
+        ended_job(store, owner, target(url=f"http://host-{number}.example/"))
+    claimed, wait = store.callbacks.claim(3)
+    assert len(claimed) == 3
+    assert wait == 0
+    assert claimed[0].lane.endswith(" host-0.example:80")
+
+
+# To see, and to repair
+
+
+def test_what_was_given_up_can_be_found_and_replayed(store: JobStore, owner: KeyProof) -> None:
+    jobs = [ended_job(store, owner) for _ in range(3)]
+    for claimed in due(store):
+        settle(store, claimed)
+        pass_time(store, 1)
+    page, cursor = store.callbacks.failed(owner.key, limit=2)
+    rest, end = store.callbacks.failed(owner.key, limit=2, cursor=cursor)
+    assert [each.of for each in page + rest] == [job.id for job in reversed(jobs)]
+    assert end is None
+    assert store.callbacks.failed("another") == ([], None)
+
+    assert store.callbacks.replay([page[0].id, "unknown"]) == 1
+    assert store.callbacks.replay([page[0].id]) == 0  # it is pending
+    [again] = due(store)
+    assert again.delivery.id == page[0].id
+    assert again.tries == 0
+    assert len(again.delivery.attempts) == 1
+    assert len(store.callbacks.failed(owner.key)[0]) == 2
+    settle(store, again, delivered=True)
+    assert status(store, again.delivery.of) == [DeliveryStatus.DELIVERED]
+    assert store.callbacks.replay([again.delivery.id]) == 1
+
+
+def test_deliveries_outlive_the_record_and_expire_after_their_end(
+    store: JobStore, real_redis: Redis, owner: KeyProof
+) -> None:
+    if store.callbacks._redis is not real_redis:
+        pytest.skip("fakeredis has a clock of its own")
+    job = ended_job(store, owner)
+    real_redis.delete(keys.job(job.id))
+    [claimed] = due(store)
+    assert json.loads(claimed.payload)["data"]["id"] == job.id
+    names = [keys.DELIVERY + claimed.delivery.id, keys.DELIVERIES_OF + job.id]
+    assert [real_redis.ttl(name) for name in names] == [-1, -1]
+    settle(store, claimed)
+    assert all(0 < real_redis.ttl(name) <= 604_800 for name in names)
+    store.callbacks.replay([claimed.delivery.id])
+    assert [real_redis.ttl(name) for name in names] == [-1, -1]
+
+
+def test_deleting_a_job_or_batch_forgets_its_callbacks(
+    store: JobStore, redis: Redis, owner: KeyProof
+) -> None:
+    job = ended_job(store, owner)
+    [claimed] = due(store)
+    settle(store, claimed)
+    pending = ended_job(store, owner)
+    batch_id = submit_batch(store, owner, 1)
+    store.batches.cancel(batch_id)
+    store.delete(job.id)
+    store.delete(pending.id)
+    store.batches.delete(batch_id)
+    left = {name.split(":")[1] for name in redis.keys("slm:*")}
+    assert not left & {"delivery", "attempts", "deliveries_of", "due", "lanes", "undelivered"}
+    assert due(store) == []
+
+
+def test_a_key_has_one_secret_until_it_is_rotated(store: JobStore, owner: KeyProof) -> None:
+    [first] = store.callbacks.secrets(owner.key)
+    assert first.secret.startswith("whsec_")
+    assert first.expires_at is None
+    assert store.callbacks.secrets(owner.key) == [first]
+    second, old = store.callbacks.rotate_secret(owner.key, overlap_seconds=60)
+    assert (second.expires_at, old.secret) == (None, first.secret)
+    assert old.expires_at is not None
+    assert old.expires_at - datetime.now(UTC) <= timedelta(seconds=61)
+    ended_job(store, owner)
+    assert due(store)[0].secrets == (second.secret, first.secret)
+    third, *others = store.callbacks.rotate_secret(owner.key, overlap_seconds=30)
+    assert len({third.secret, *[each.secret for each in others]}) == 3
+    pass_time(store, 61)
+    assert store.callbacks.secrets(owner.key) == [third]
+    assert len(store.callbacks.rotate_secret(owner.key, overlap_seconds=0)) == 1
+
+
+def test_another_key_has_another_secret(store: JobStore) -> None:
+    assert store.callbacks.secrets("one") != store.callbacks.secrets("two")
