@@ -16,17 +16,20 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from api import admission
+from api.callback_targets import CallbackTargets, linked
 from api.follow import JobEvent, follow
 from slm_core.tokenizer import Tokenizer
 from slm_jobs.admission import Admission, Idempotency
 from slm_jobs.api_keys import KeyProof
 from slm_jobs.batch_schemas import Batch
+from slm_jobs.callback_schemas import CallbackTarget
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.events import JobEvents, Watch
 from slm_jobs.manifest import Manifest
+from slm_jobs.records import new_job_id
 from slm_jobs.schemas import GenerationParams, Job, JobRequest, JobSpec
 from slm_jobs.settings import Settings
-from slm_jobs.store import JobStore, new_job_id
+from slm_jobs.store import JobStore
 
 _QUICK_SECONDS = 0.5
 _PACE = 0.05  # seconds between two looks at a batch, whose rows all wake
@@ -37,11 +40,17 @@ W = TypeVar("W", Job, Batch)
 
 class Desk:
     def __init__(
-        self, settings: Settings, manifest: Manifest, store: JobStore, events: JobEvents
+        self,
+        settings: Settings,
+        manifest: Manifest,
+        store: JobStore,
+        events: JobEvents,
+        targets: CallbackTargets,
     ) -> None:
         self.settings = settings
         self.manifest = manifest
         self.store = store
+        self.targets = targets
         self._events = events
         self._tokenizer = Tokenizer()
 
@@ -62,17 +71,20 @@ class Desk:
         request_id: str,
         idempotency: Idempotency | None = None,
         prompts: Sequence[str | list[int]] | None = None,
+        callback: CallbackTarget | None = None,
     ) -> Admission:
         """Checks a request, and queues it if its key's limits allow it. Blocks.
 
-        `prompts`, texts or token ids, stand for the request's own. Raises Problem, a kind of
-        Refused, and StoreUnavailable; then nothing was taken or charged.
+        `prompts`, texts or token ids, stand for the request's own; `callback` is what `targets`
+        made of it. Raises Problem, a kind of Refused, and StoreUnavailable; then nothing was taken
+        or charged.
         """
         model = admission.resolve(request.model, self.manifest)
         own = admission.prompts_of(request, model) if prompts is None else prompts
         texts: list[str | list[int]] = list(own)
         lengths = [self.count_tokens(text) for text in texts]
         admission.check_length(request, model, lengths)
+        job_id = new_job_id()
         spec = JobSpec.model_construct(  # everything has been checked already
             **{name: getattr(request, name) for name in _PARAMS},
             model=model.name,
@@ -81,9 +93,9 @@ class Desk:
             stream=request.stream,
             metadata=request.metadata,
             request_id=request_id,
+            callback=linked(callback, job_id),
         )
         tokens = sum(lengths) + len(texts) * request.n * request.max_tokens
-        job_id = new_job_id()
 
         def create() -> Admission:
             return self.store.create(

@@ -12,11 +12,12 @@ import re
 import secrets
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from slm_jobs import keys
+from slm_jobs.callback_urls import check_entry
 from slm_jobs.connection import store_errors
 from slm_jobs.errors import KeyRejected, NoSuchKey
 from slm_jobs.records import fields, flattened, to_time
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 _TOKEN = re.compile(r"slm_([a-z0-9]{10})_[A-Za-z0-9_-]{43}")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _MOST = 2**36  # above it, the meters' whole numbers would no longer be exact
+
+
+# As long as a name of DNS may be, with `*.` and a port.
+CallbackHost = Annotated[str, StringConstraints(max_length=261), AfterValidator(check_entry)]
 
 
 class KeyProof(NamedTuple):
@@ -72,14 +77,19 @@ class KeySettings(BaseModel):
         1_000_000_000, ge=1, le=_MOST, description="Tokens of rows that wait."
     )
     max_priority: int = Field(0, ge=0, le=MAX_PRIORITY)
-    callback_hosts: list[str] = Field(
-        default_factory=list, max_length=64, description="Where callbacks may go."
+    callback_hosts: list[CallbackHost] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Where callbacks may go besides https on the public internet: `host`,"
+        " `host:port`, `*.domain`, an address, or a CIDR. A host may then have http, any port and"
+        " any address.",
     )
 
 
 class ApiKey(KeySettings):
     """A key as people see it."""
 
+    callback_hosts: list[str] = Field(description="Where callbacks may go besides.")
     id: str
     prefix: str = Field(description="The beginning of its token.")
     created_at: datetime

@@ -67,25 +67,28 @@ class BatchStore:
         run: Run,
         *,
         nearly_full: Callable[[], bool],
-        ttl_seconds: int,
     ) -> None:
         self._redis = redis
         self._run = run
         self._nearly_full = nearly_full
-        self._ttl_seconds = ttl_seconds
 
     # Its rows come in
 
     def begin(
-        self, draft: BatchDraft, *, owner: KeyProof, idempotency_key: str | None = None
+        self,
+        draft: BatchDraft,
+        *,
+        owner: KeyProof,
+        batch_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> BatchBegun:
         """A batch without rows; or, for an Idempotency-Key (its SHA-256) that made one before, that
-        one: compare its digest.
+        one: compare its digest. An id that is absent is drawn.
 
         Raises a kind of Refused: KeyRejected, QueueFull, BatchInProgress, BatchGone, and, if the
         key made a job, IdempotencyConflict.
         """
-        batch_id = new_batch_id()
+        batch_id = batch_id or new_batch_id()
         seed = draft.params.seed
         seed = secrets.randbits(DRAWN_SEED_BITS) if seed is None else seed
         outcome, *details = self._run(
@@ -212,7 +215,7 @@ class BatchStore:
 
         Raises BatchNotFound.
         """
-        now, values = self._run("batch_cancel", batch_id, self._ttl_seconds)
+        now, values = self._run("batch_cancel", batch_id)
         return to_batch(batch_id, _existing(batch_id, values), now)
 
     def delete(self, batch_id: str) -> None:
@@ -230,12 +233,10 @@ class BatchStore:
             used = end.usage
             parts += [end.work.id, end.work.attempt, end.status, pack_end(end)]
             parts += [used.prompt_tokens, used.completion_tokens] if used else [0, 0]
-        return [bool(done) for done in self._run("finish_rows", self._ttl_seconds, *parts)]
+        return [bool(done) for done in self._run("finish_rows", *parts)]
 
     def _commit(self, batch_id: str, digest: str, errors: str) -> Batch:
-        found = self._run(
-            "batch_commit", batch_id, digest, errors, IDEMPOTENCY_SECONDS, self._ttl_seconds
-        )
+        found = self._run("batch_commit", batch_id, digest, errors, IDEMPOTENCY_SECONDS)
         if found is None:
             raise BatchGone(batch_id)
         now, values = found

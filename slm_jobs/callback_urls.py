@@ -169,6 +169,8 @@ def check_address(address: str, host: str, port: int, allowed: Sequence[str]) ->
 
 async def resolve(host: str, port: int, *, executor: Executor | None = None) -> list[str]:
     """The addresses of a name; an address is its own. Raises OSError."""
+    if _literal(host) is not None:
+        return [host]
     infos = await asyncio.get_running_loop().run_in_executor(
         executor, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     )
@@ -184,8 +186,6 @@ async def check_reachable(
     CallbackUrlRefused.
     """
     parts = split(check_url(url, allowed))
-    if _literal(parts.host) is not None:
-        return
     try:
         async with asyncio.timeout(timeout):
             addresses = await resolve(parts.host, parts.port)
@@ -268,3 +268,31 @@ def _rule(entry: str) -> _Rule | None:
     if (address := _literal(host)) is not None:
         return None if bare != entry else _Rule(network=ip_network(address), port=port)
     return _Rule(host, subdomains=bare != entry, port=port)
+
+
+def check_entry(entry: str) -> str:
+    """An entry of `callback_hosts`, as it is to be kept. Raises ValueError for one that allows
+    nothing, or something else than it looks like."""
+    rule = _rule(entry)
+    text = re.sub(r":[0-9]+$", "", entry).strip("[]")
+    odd = (
+        rule is None
+        or rule.port == 0
+        or "%" in entry
+        or not (rule.network or _NAME.fullmatch(rule.name))
+        # 127.1, for one; a CIDR has no port that may be cut off.
+        or (rule.network and "/" not in entry and not (_literal(text) or _literal(entry)))
+    )
+    if rule is None or odd:
+        raise ValueError(
+            "Input should be a host, host:port, *.domain, an address or a CIDR as in 10.0.0.0/8,"
+            " without scheme and path"
+        )
+    host = ("*." if rule.subdomains else "") + rule.name
+    if rule.network:
+        host = str(rule.network)
+        if rule.network.prefixlen == rule.network.max_prefixlen:
+            host = str(rule.network.network_address)
+        if ":" in host and rule.port:
+            host = f"[{host}]"
+    return f"{host}:{rule.port}" if rule.port else host

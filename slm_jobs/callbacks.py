@@ -67,10 +67,9 @@ class CallbackStore:
     the delivery due again.
     """
 
-    def __init__(self, redis: Redis, run: Run, *, ttl_seconds: int) -> None:
+    def __init__(self, redis: Redis, run: Run) -> None:
         self._redis = redis
         self._run = run
-        self._ttl_seconds = ttl_seconds
 
     # The callback process
 
@@ -127,7 +126,7 @@ class CallbackStore:
             pause_ms = round((outcome.next or 0) * 1000)
             attempt = outcome.attempt.model_dump_json()
             parts += [outcome.delivery_id, outcome.claim, attempt, status, pause_ms]
-        settled = self._run("callback_settle", MOST_ATTEMPTS, self._ttl_seconds, *parts)
+        settled = self._run("callback_settle", MOST_ATTEMPTS, *parts)
         return [bool(done) for done in settled]
 
     # People

@@ -7,6 +7,7 @@ SlmJobsError
 ├── TemplateError        variables that do not fit a template
 ├── SettingsError        an environment variable is wrong
 ├── StoreUnavailable     Redis does not answer, is loading, or refuses to write
+├── DeadLetterNotFound   no job with this id has failed, or it was redriven and that is gone
 ├── NoSuchKey            no API key has this id, or it has been revoked
 ├── JobNotEnded          it waits or runs, and only what has ended may be deleted
 ├── BatchNotFound        no such batch, or its record has expired
@@ -68,6 +69,12 @@ class SettingsError(SlmJobsError):
 
 class StoreUnavailable(SlmJobsError):
     pass
+
+
+class DeadLetterNotFound(SlmJobsError):
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"no dead letter {job_id!r}: it never was one, or has expired")
 
 
 class NoSuchKey(SlmJobsError):

@@ -6,6 +6,8 @@
     slm:sent:<id>           hash    output -> its tokens in the stream; whose fingerprint
     slm:waiting:<model>     zset    queued job ids; score: place in line, see `wait_in_line` in Lua
     slm:leases              zset    running job ids; score: ms at which the lease expires
+    slm:queue_deadlines     zset    queued job ids; score: ms at which one expires
+    slm:dead_letters        zset    failed job ids; score: ms at which
     slm:ended               zset    "<key> <job id>" of ended jobs; score: ms at which to forget
     slm:models              set     models for which something may wait
     slm:running             hash    model -> how many of its jobs run
@@ -73,6 +75,8 @@ STREAM = "slm:stream:"
 SENT = "slm:sent:"
 WAITING = "slm:waiting:"
 LEASES = "slm:leases"
+QUEUE_DEADLINES = "slm:queue_deadlines"
+DEAD_LETTERS = "slm:dead_letters"
 ENDED = "slm:ended"
 MODELS = "slm:models"
 RUNNING = "slm:running"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from pydantic import TypeAdapter
+from ulid import ULID
 
 from slm_jobs.schemas import Job, JobError, JobSpec, JobStatus, Output, Piece, QueuePosition, Usage
 
@@ -30,12 +31,23 @@ FIELDS = (
     "usage",
     "fingerprint",
     "error",
+    "retry_of",
 )
+
+
+def new_job_id() -> str:
+    return f"job_{ULID()}"
 
 
 def about(spec: JobSpec) -> str:
     """What a record tells of its request, in short."""
     return json.dumps({"seed": spec.seed, "metadata": spec.metadata}, ensure_ascii=False)
+
+
+def deadline_fields(spec: JobSpec) -> dict[str, str]:
+    """What a record keeps of how long a job may wait, and run."""
+    seconds = {"queue_timeout_ms": spec.queue_timeout, "run_timeout_ms": spec.run_timeout}
+    return {name: str(max(1, round(1000 * s))) for name, s in seconds.items() if s is not None}
 
 
 def to_record(values: Sequence[str | None]) -> dict[str, str]:
@@ -73,6 +85,7 @@ def to_job(job_id: str, record: Mapping[str, str], queue: QueuePosition | None =
         fingerprint=record.get("fingerprint"),
         error=JobError.model_validate_json(record["error"]) if "error" in record else None,
         metadata=asked["metadata"],
+        retry_of=record.get("retry_of"),
     )
 
 

@@ -16,6 +16,7 @@ MAX_PRIORITY = 9
 SEED_LIMIT = 2**63
 
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
+Timeout = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -81,6 +82,12 @@ class JobRequest(JobCallbackOptions, GenerationParams):
     priority: int = Field(
         0, ge=0, le=MAX_PRIORITY, description="Greater goes first; your key may limit it."
     )
+    queue_timeout: Timeout | None = Field(
+        None, description="Seconds to wait for a worker at most; then it is `expired`."
+    )
+    run_timeout: Timeout | None = Field(
+        None, description="Seconds to run at most; then it has `failed`, and keeps its text so far."
+    )
     stream: bool = Field(
         False, description="Makes `GET /jobs/{id}/stream` send tokens while the job runs."
     )
@@ -120,7 +127,10 @@ class JobSpec(GenerationParams):
     stream: bool = False
     metadata: dict[str, str] = Field(default_factory=dict)
     request_id: str = ""  # of the HTTP request that made the job; for logs
-    callback: CallbackTarget | None = Field(None, exclude=True)  # no worker's concern
+    # not for workers
+    callback: CallbackTarget | None = Field(None, exclude=True)
+    queue_timeout: float | None = Field(None, exclude=True)
+    run_timeout: float | None = Field(None, exclude=True)
 
 
 class Output(_Strict):
@@ -188,6 +198,7 @@ class Job(_Strict):
     )
     error: JobError | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    retry_of: str | None = Field(None, description="The dead letter that this job runs again.")
 
 
 class RowInput(NamedTuple):
@@ -207,7 +218,8 @@ class Work(_Strict):
     attempt: int
     model: str
     spec: JobSpec
-    row: RowInput | None = None  # of a job
+    seconds_left: float | None = None  # until the job's run deadline
+    row: RowInput | None = None
     alone: bool = False  # it may have crashed a worker: nothing must run beside it
 
 

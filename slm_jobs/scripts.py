@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import NoScriptError
 
@@ -26,10 +26,22 @@ _LUA = Path(__file__).with_name("lua")
 _PRELUDE = ("base", "limits", "outbox", "jobs", "rows", "work")  # each may use those before it
 
 
-def _declarations() -> str:
+class Lifetimes(NamedTuple):
+    """How long records are kept after their end, in seconds."""
+
+    job: int = 86_400
+    batch: int = 604_800
+    dead_letter: int = 604_800  # a failed job
+
+
+_LIFETIMES = Lifetimes()
+
+
+def _declarations(lifetimes: Lifetimes) -> str:
     names = {name: value for name, value in vars(keys).items() if name.isupper()}
     names |= {"QUEUE": queue_name(""), "TICKET": TICKET_TEMPLATE}
     lines = [f"local {name} = [==[{value}]==]" for name, value in names.items()]
+    lines += [f"local {name.upper()}_TTL = {s}" for name, s in lifetimes._asdict().items()]
     lines.append(f"local TICKETS_MAX = {TICKETS_MAX}")
     for name, fields in (("FIELDS", FIELDS), ("BATCH_FIELDS", BATCH_FIELDS)):
         lines.append(f"local {name} = {{ {', '.join(map(repr, fields))} }}")
@@ -37,16 +49,16 @@ def _declarations() -> str:
 
 
 @cache
-def _sources() -> dict[str, str]:
+def _sources(lifetimes: Lifetimes) -> dict[str, str]:
     bodies = {path.stem: path.read_text("utf-8") for path in sorted(_LUA.glob("*.lua"))}
     parts = [(_LUA / "prelude" / f"{part}.lua").read_text("utf-8") for part in _PRELUDE]
-    opening = "\n".join([_declarations(), *parts, ""])
+    opening = "\n".join([_declarations(lifetimes), *parts, ""])
     return {name: opening + body for name, body in bodies.items()}
 
 
-def register(redis: Redis) -> dict[str, Script]:
+def register(redis: Redis, lifetimes: Lifetimes = _LIFETIMES) -> dict[str, Script]:
     """The scripts by name. Redis is not called; a script loads itself when Redis lacks it."""
-    return {name: redis.register_script(source) for name, source in _sources().items()}
+    return {name: redis.register_script(source) for name, source in _sources(lifetimes).items()}
 
 
 def run(redis: Redis, script: Script, args: Sequence[str | int | bytes], *, raw: bool) -> Any:

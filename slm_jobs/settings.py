@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     batch_ttl_seconds: int = Field(
         604_800, ge=1, description="How long an ended batch, its results, and files are kept."
     )
+    dead_letter_ttl_seconds: int = Field(
+        604_800, ge=1, description="How long a failed job is kept, to be looked at and redriven."
+    )
     max_batch_bytes: int = Field(
         1 << 30, ge=1, description="Largest upload of a batch or a file, unpacked."
     )

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from ulid import ULID
-
 from slm_jobs import keys
 from slm_jobs.admission import Admission, Idempotency, refusal
 from slm_jobs.api_keys import ApiKey, KeyProof, KeyStore
@@ -23,14 +21,17 @@ from slm_jobs.batches import BatchStore
 from slm_jobs.callbacks import CallbackStore, target_fields
 from slm_jobs.commands import Commands
 from slm_jobs.connection import connect, store_errors
+from slm_jobs.dead_letters import DeadLetters
 from slm_jobs.errors import JobNotEnded, JobNotFound, Quota
 from slm_jobs.files import FileStore
 from slm_jobs.gauges import Memory, Rates
 from slm_jobs.records import (
     OUTPUTS,
     about,
+    deadline_fields,
     fields,
     flattened,
+    new_job_id,
     to_job,
     to_microseconds,
     to_piece,
@@ -50,7 +51,7 @@ from slm_jobs.schemas import (
     Work,
     WorkerInfo,
 )
-from slm_jobs.scripts import register, run
+from slm_jobs.scripts import Lifetimes, register, run
 from slm_jobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,10 +75,6 @@ class SweepReport:
     tickets: int  # tickets that were missing
 
 
-def new_job_id() -> str:
-    return f"job_{ULID()}"
-
-
 class JobStore:
     """Jobs in one Redis, which `redis` reaches with `decode_responses=True`. Safe for threads.
 
@@ -95,6 +92,7 @@ class JobStore:
         lease_seconds: float = _DEFAULTS.lease_seconds,
         job_ttl_seconds: int = _DEFAULTS.job_ttl_seconds,
         batch_ttl_seconds: int = _DEFAULTS.batch_ttl_seconds,
+        dead_letter_ttl_seconds: int = _DEFAULTS.dead_letter_ttl_seconds,
         max_crashes: int = _DEFAULTS.max_crashes,
         max_waiting_jobs: int = _DEFAULTS.max_waiting_jobs,
         clock_offset_ms: int = 0,
@@ -102,18 +100,17 @@ class JobStore:
         self.clock_offset_ms = clock_offset_ms
         self.keys = KeyStore(redis)
         self._redis = redis
-        self._scripts = register(redis)
+        self._scripts = register(
+            redis, Lifetimes(job_ttl_seconds, batch_ttl_seconds, dead_letter_ttl_seconds)
+        )
         self._lease_ms = round(lease_seconds * 1000)
-        self._ttls = (job_ttl_seconds, batch_ttl_seconds)
-        self._job_ttl_seconds = job_ttl_seconds
         self._max_crashes = max_crashes
         self._max_waiting = max_waiting_jobs
         self._rates = Rates(self.workers)
         self._memory = Memory(redis)
-        self.batches = BatchStore(
-            redis, self._run, nearly_full=self._memory.nearly_full, ttl_seconds=batch_ttl_seconds
-        )
-        self.callbacks = CallbackStore(redis, self._run, ttl_seconds=batch_ttl_seconds)
+        self.batches = BatchStore(redis, self._run, nearly_full=self._memory.nearly_full)
+        self.callbacks = CallbackStore(redis, self._run)
+        self.dead_letters = DeadLetters(self._run)
         self.files = FileStore(
             redis, self._run, nearly_full=self._memory.nearly_full, ttl_seconds=batch_ttl_seconds
         )
@@ -130,6 +127,7 @@ class JobStore:
             lease_seconds=settings.lease_seconds,
             job_ttl_seconds=settings.job_ttl_seconds,
             batch_ttl_seconds=settings.batch_ttl_seconds,
+            dead_letter_ttl_seconds=settings.dead_letter_ttl_seconds,
             max_crashes=settings.max_crashes,
             max_waiting_jobs=settings.max_waiting_jobs,
         )
@@ -180,6 +178,7 @@ class JobStore:
             about(spec),
             spec.model_dump_json(),
             *flattened(target_fields(spec.callback, owner.key if owner else "")),
+            *flattened(deadline_fields(spec)),
         )
         if outcome not in ("taken", "known"):
             raise refusal(outcome, details)
@@ -230,7 +229,7 @@ class JobStore:
 
         Raises JobNotFound.
         """
-        values = self._run("cancel", job_id, self._job_ttl_seconds)
+        values = self._run("cancel", job_id)
         if values is None:
             raise JobNotFound(job_id)
         return to_job(job_id, to_record(values))
@@ -376,7 +375,7 @@ class JobStore:
         Returns how many went back; a stale attempt changes nothing.
         """
         pairs = [part for work in works for part in (work.id, work.attempt)]
-        return int(self._run("hand_back", *self._ttls, *pairs)) if pairs else 0
+        return int(self._run("hand_back", *pairs)) if pairs else 0
 
     def request_ticket(self, model: str) -> None:
         """Leaves a ticket if work waits and too few stand: for who stops claiming too early."""
@@ -401,7 +400,6 @@ class JobStore:
             SWEEP_MOST,
             self._max_crashes,
             error.model_dump_json(),
-            *self._ttls,
         )
         return None if counts is None else SweepReport(*counts)
 
@@ -427,8 +425,7 @@ class JobStore:
         )
 
     def _finish(self, work: Work, status: JobStatus, used: int, **record: str) -> bool:
-        ttl, parts = self._job_ttl_seconds, flattened(record)
-        return bool(self._run("finish", work.id, work.attempt, status, ttl, used, *parts))
+        return bool(self._run("finish", work.id, work.attempt, status, used, *flattened(record)))
 
     def _run(self, script: str, *args: str | int | bytes, raw: bool = False) -> Any:
         """What the script returns; its texts as bytes if they are to come `raw`."""
@@ -436,8 +433,14 @@ class JobStore:
 
 
 def _to_work(model: str, work: Sequence[Any], batches: Mapping[bytes, Any]) -> Work:
-    work_id, attempt, request, *batch = work
+    work_id, attempt, request, batch, left_ms = work
     if batch:
-        return to_row_work(work_id.decode(), attempt, request, batches[batch[0]])
+        return to_row_work(work_id.decode(), attempt, request, batches[batch])
     spec = JobSpec.model_validate_json(request)
-    return Work(id=work_id.decode(), attempt=attempt, model=model, spec=spec)
+    return Work(
+        id=work_id.decode(),
+        attempt=attempt,
+        model=model,
+        spec=spec,
+        seconds_left=None if left_ms == b"" else max(left_ms / 1000, 0.0),
+    )

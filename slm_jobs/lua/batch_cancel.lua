@@ -1,13 +1,13 @@
--- batch_cancel(batch, ttl in s) -> {now, the record}; the record is empty if there is no such batch
+-- batch_cancel(batch) -> {now, the record}; the record is empty if there is no such batch
 -- What waits ends here, the workers of running rows are told. One that has ended stays as it is.
-local batch, ttl_seconds = ARGV[2], ARGV[3]
+local batch = ARGV[2]
 allow_when_full()
 
 local status = redis.call('HGET', BATCH .. batch, 'status')
 if status == 'validating' then
   redis.call('HINCRBY', BATCH .. batch, 'cancelled', redis.call('HGET', BATCH .. batch, 'pending'))
   drop_rows(batch)
-  end_batch(batch, 'cancelled', ttl_seconds)
+  end_batch(batch, 'cancelled')
 elseif status == 'running' then
   redis.call('HSETNX', BATCH .. batch, 'cancel_requested', now())
   local leases = redis.call('HGETALL', LEASED .. batch)
@@ -17,6 +17,6 @@ elseif status == 'running' then
       redis.call('PUBLISH', COMMANDS .. worker, row_id(batch, leases[i]) .. ' ' .. attempt)
     end
   end
-  stop_batch(batch, 'cancelled', ttl_seconds)
+  stop_batch(batch, 'cancelled')
 end
 return { now(), batch_record(batch) }

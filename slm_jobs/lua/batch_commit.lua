@@ -1,8 +1,8 @@
 -- batch_commit(batch, digest of its content, errors as JSON or '', how long the idempotency key is
---              remembered in s, ttl in s)
+--              remembered in s)
 -- -> {now, the record}; nil if it was given up, or was committed with other content. Saying it again
 -- changes nothing. With errors it has failed, else its rows wait from now on.
-local batch, digest, errors, memory_seconds, ttl_seconds = unpack(ARGV, 2)
+local batch, digest, errors, memory_seconds = unpack(ARGV, 2)
 local time = now()
 
 local record = redis.call('HMGET', BATCH .. batch, 'status', 'digest', 'reservation', 'window_ms')
@@ -17,7 +17,7 @@ if record[1] == 'validating' then
   if errors ~= '' then
     redis.call('HSET', BATCH .. batch, 'errors', errors)
     drop_rows(batch)
-    end_batch(batch, 'failed', ttl_seconds)
+    end_batch(batch, 'failed')
   else
     redis.call('HSET', BATCH .. batch, 'status', 'running', 'expires_at', time + record[4])
     redis.call('ZREM', UPLOADS, batch)
@@ -29,7 +29,7 @@ if record[1] == 'validating' then
       while push_ticket(redis.call('HGET', BATCH .. batch, 'model')) do
       end
     end
-    end_if_done(batch, ttl_seconds)
+    end_if_done(batch)
   end
 end
 return { time, batch_record(batch) }

@@ -1,9 +1,9 @@
--- callback_settle(most attempts that are kept, ttl in s, id, claim, attempt as JSON, status, ms until the
---                 next attempt, ...) -> for each 1, or 0 if the claim is stale
-local most, ttl_seconds, settled = ARGV[2], ARGV[3], {}
+-- callback_settle(most attempts that are kept, id, claim, attempt as JSON, status, ms until the next
+--                 attempt, ...) -> for each 1, or 0 if the claim is stale
+local most, settled = ARGV[2], {}
 allow_when_full()
 
-for i = 4, #ARGV, 5 do
+for i = 3, #ARGV, 5 do
   local id, status = ARGV[i], ARGV[i + 3]
   local known = redis.call('HMGET', DELIVERY .. id, 'claim', 'status', 'lane', 'of')
   local mine = known[1] == ARGV[i + 1] and known[2] == 'pending'
@@ -15,7 +15,7 @@ for i = 4, #ARGV, 5 do
     if status == 'pending' then
       set_due(id, known[3], now() + ARGV[i + 4])
     else
-      end_delivery(id, status, ttl_seconds)
+      end_delivery(id, status)
     end
   end
   settled[#settled + 1] = mine and 1 or 0

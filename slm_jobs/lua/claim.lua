@@ -1,7 +1,7 @@
 -- claim(model, worker, lease in ms, whether it may be a job, most outputs of rows, whether the worker
 --       holds nothing)
--- -> {alone, works, specs}: works are {id, attempt, request} of a job, or {id, attempt, packed request,
--- batch} of rows; specs are {batch, what its rows have in common as JSON, ...}
+-- -> {alone, works, specs}: works are {id, attempt, request, '', ms left to run or ''} of a job, or
+-- {id, attempt, packed request, batch, ''} of rows; specs are {batch, what its rows have in common as JSON, ...}
 -- A job goes before rows. A suspect goes before all, and only to a worker that holds nothing, which then
 -- runs it `alone`: one worker at a time empties itself for them, and is given nothing else meanwhile.
 local model, worker, lease_ms = ARGV[2], ARGV[3], ARGV[4]
@@ -12,7 +12,7 @@ local works, specs, known = {}, {}, {}
 
 local function add_row(batch, row)
   local id, attempt, packed, outputs = start_row(batch, row, worker, lease_ms)
-  works[#works + 1] = { id, attempt, packed, batch }
+  works[#works + 1] = { id, attempt, packed, batch, '' }
   if not known[batch] then
     known[batch] = true
     specs[#specs + 1] = batch
@@ -22,8 +22,8 @@ local function add_row(batch, row)
 end
 
 local function add_job(id)
-  local attempt = start(id, worker, lease_ms)
-  works[#works + 1] = { id, attempt, redis.call('HGET', JOB .. id, 'request') }
+  local attempt, left_ms = start(id, worker, lease_ms)
+  works[#works + 1] = { id, attempt, redis.call('HGET', JOB .. id, 'request'), '', left_ms or '' }
 end
 
 local mine, turn = model .. ' ' .. worker, redis.call('GET', TURN)

@@ -1,8 +1,7 @@
--- sweep(lock in ms, most of a kind, most crashes, error of a job that crashed so often as JSON, ttl of
---       a job in s, ttl of a batch in s)
+-- sweep(lock in ms, most of a kind, most crashes, error of a job that crashed so often as JSON)
 -- -> {requeued, exhausted, tickets}, or nil while another one's lock stands
 local lock_ms, most, max_crashes = ARGV[2], ARGV[3], tonumber(ARGV[4])
-local exhausted_error, ttl_seconds, batch_ttl_seconds = ARGV[5], ARGV[6], ARGV[7]
+local exhausted_error = ARGV[5]
 allow_when_full()
 
 if not redis.call('SET', JANITOR, 'sweeping', 'NX', 'PX', lock_ms) then
@@ -22,10 +21,19 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', time, 'LIMIT', 0
   end
   if not running then
     redis.call('ZREM', LEASES, id) -- only if somebody deleted a record by hand
-  elseif count_crash(id, max_crashes, exhausted_error, ttl_seconds, batch_ttl_seconds) then
+  elseif count_crash(id, max_crashes, exhausted_error) then
     exhausted = exhausted + 1
   else
     requeued = requeued + 1
+  end
+end
+
+-- Jobs that were not started in time.
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', QUEUE_DEADLINES, '-inf', time, 'LIMIT', 0, most)) do
+  if redis.call('HGET', JOB .. id, 'status') ~= 'queued' then
+    redis.call('ZREM', QUEUE_DEADLINES, id) -- only if somebody deleted a record by hand
+  else
+    expire_job(id)
   end
 end
 
@@ -34,7 +42,7 @@ for _, batch in ipairs(redis.call('ZRANGEBYSCORE', UPLOADS, '-inf', time, 'LIMIT
   abandon_batch(batch)
 end
 for _, batch in ipairs(redis.call('ZRANGEBYSCORE', WINDOWS, '-inf', time, 'LIMIT', 0, most)) do
-  stop_batch(batch, 'expired', batch_ttl_seconds)
+  stop_batch(batch, 'expired')
 end
 
 -- Tickets that were lost, or that a worker added later could take.

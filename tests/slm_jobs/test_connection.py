@@ -15,9 +15,10 @@ from slm_client.redis_server import RedisServer, free_port
 from slm_jobs import keys
 from slm_jobs.connection import connect, store_errors
 from slm_jobs.errors import StoreUnavailable
+from slm_jobs.records import new_job_id
 from slm_jobs.schemas import JobStatus
 from slm_jobs.settings import Settings
-from slm_jobs.store import JobStore, new_job_id
+from slm_jobs.store import JobStore
 from tests.slm_jobs.examples import LEASE_MS, MODEL, WORKER, claim, complete, create, spec, sweep
 from tests.slm_jobs.lossy_proxy import LossyProxy
 

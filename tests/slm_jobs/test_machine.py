@@ -28,7 +28,8 @@ from redis import Redis
 
 from slm_jobs import keys
 from slm_jobs.api_keys import KeyProof, KeySettings
-from slm_jobs.errors import RateLimited
+from slm_jobs.callback_schemas import JOB_ENDS, CallbackTarget
+from slm_jobs.errors import DeadLetterNotFound, RateLimited
 from slm_jobs.schemas import Job, JobStatus, Work
 from slm_jobs.store import JobStore
 from slm_jobs.tickets import TICKETS_MAX, queue_name
@@ -37,15 +38,18 @@ from tests.slm_jobs.examples import ERROR, OUTPUTS, USAGE, WORKER, spec
 MODELS = ["small", "large"]
 MAX_CRASHES = 3
 LEASE_S = 1_000
+QUEUE_TIMEOUT_S = 450  # nor of them and this
 CLOCK_JUMPS_S = [300, 600, 1_200, -300]  # no sum of them comes near a lease, however slow the test
 KEYS = 2
 IN_FLIGHT = 4  # jobs of a key
-QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = (
+CALLBACK = CallbackTarget("https://hooks.example/", JOB_ENDS)
+QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED, EXPIRED = (
     JobStatus.QUEUED,
     JobStatus.RUNNING,
     JobStatus.SUCCEEDED,
     JobStatus.FAILED,
     JobStatus.CANCELLED,
+    JobStatus.EXPIRED,
 )
 
 clients = st.integers(0, 2)
@@ -61,6 +65,11 @@ class Expected:
     priority: int
     key: int | None
     tokens: int
+    queue_deadline: int | None  # until it has started
+    hurried: bool
+    told: bool  # of its end
+    retry_of: str | None = None
+    redriven_as: str | None = None
     status: JobStatus = QUEUED
     cancel_requested: bool = False
     attempt: int = 0
@@ -112,6 +121,8 @@ class StoreMachine(RuleBasedStateMachine):
         priority=st.integers(0, 2),
         key=st.integers(0, KEYS - 1) | st.none(),
         tokens=st.integers(1, 9),
+        hurried=st.booleans(),
+        told=st.booleans(),
     )
     def create(
         self,
@@ -121,8 +132,16 @@ class StoreMachine(RuleBasedStateMachine):
         priority: int,
         key: int | None,
         tokens: int,
+        hurried: bool,
+        told: bool,
     ) -> str:
-        request = spec(model=model, seed=seed, priority=priority)
+        request = spec(
+            model=model,
+            seed=seed,
+            priority=priority,
+            queue_timeout=QUEUE_TIMEOUT_S if hurried else None,
+            callback=CALLBACK if told else None,
+        )
         owner = None if key is None else self.owners[key]
         in_flight = [k for k in self.expected.values() if k.key == key and not k.status.is_terminal]
         if key is not None and len(in_flight) >= IN_FLIGHT:
@@ -132,9 +151,44 @@ class StoreMachine(RuleBasedStateMachine):
         job = self.stores[client].create(request, owner=owner, tokens=tokens).job
         assert job.id not in self.expected
         self.expected[job.id] = Expected(
-            model, age=len(self.expected), priority=priority, key=key, tokens=tokens
+            model,
+            age=len(self.expected),
+            priority=priority,
+            key=key,
+            tokens=tokens,
+            queue_deadline=self.clock + QUEUE_TIMEOUT_S if hurried else None,
+            hurried=hurried,
+            told=told,
         )
         return job.id
+
+    @rule(target=jobs, client=clients, job=jobs)
+    def redrive(self, client: int, job: str) -> object:
+        known = self.expected[job]
+        if known.status is not FAILED:
+            with pytest.raises(DeadLetterNotFound):
+                self.stores[client].dead_letters.redrive(job)
+            return multiple()
+        new = self.stores[client].dead_letters.redrive(job)
+        assert new.retry_of == job
+        if known.redriven_as:
+            assert new.id == known.redriven_as
+            return multiple()
+        assert new.seed == self.stores[client].get(job).seed
+        known.redriven_as = new.id
+        deadline = self.clock + QUEUE_TIMEOUT_S if known.hurried else None
+        self.expected[new.id] = Expected(
+            known.model,
+            age=len(self.expected),
+            priority=known.priority,
+            key=known.key,
+            tokens=known.tokens,
+            queue_deadline=deadline,
+            hurried=known.hurried,
+            told=known.told,
+            retry_of=job,
+        )
+        return new.id
 
     @rule(client=clients, job=jobs)
     def cancel(self, client: int, job: str) -> None:
@@ -167,7 +221,7 @@ class StoreMachine(RuleBasedStateMachine):
         [work] = works
         assert (work.id, work.alone) == expected
         job = self.expected[work.id]
-        job.status, job.attempt = RUNNING, job.attempt + 1
+        job.status, job.attempt, job.queue_deadline = RUNNING, job.attempt + 1, None
         job.lease_until = self.clock + LEASE_S
         assert (work.attempt, work.model) == (job.attempt, model)
         assert work.spec.seed == self.stores[client].get(work.id).seed
@@ -229,6 +283,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.redis.persist(keys.JANITOR)  # it runs out when the machine says so
         self.locked = True
         requeued, exhausted = self.take_leases_back()
+        for job in list(self.expected):
+            self.expire(job)
         assert (report.requeued, report.exhausted) == (requeued, exhausted)
         for model in MODELS:
             count = len(self.waiting(model)) + len(self.suspects(model))
@@ -263,6 +319,20 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.redis.zrange(keys.SUSPECTS + model, 0, -1) == self.suspects(model)
         running = {job for job, known in self.expected.items() if known.status is RUNNING}
         assert set(self.redis.zrange(keys.LEASES, 0, -1)) == running
+
+    @invariant()
+    def what_failed_is_a_dead_letter_until_it_is_redriven(self) -> None:
+        failed = {j for j, k in self.expected.items() if k.status is FAILED and not k.redriven_as}
+        assert set(self.redis.zrange(keys.DEAD_LETTERS, 0, -1)) == failed
+        hurried = {j for j, k in self.expected.items() if k.status is QUEUED and k.queue_deadline}
+        assert set(self.redis.zrange(keys.QUEUE_DEADLINES, 0, -1)) == hurried
+
+    @invariant()
+    def each_end_is_told_once(self) -> None:
+        for job, known in self.expected.items():
+            ended = known.told and known.status.is_terminal
+            deliveries = self.redis.lrange(keys.DELIVERIES_OF + job, 0, -1)
+            assert deliveries == ([f"{job}-{known.status}"] if ended else [])
 
     @invariant()
     def what_is_counted_is_there(self) -> None:
@@ -300,10 +370,12 @@ class StoreMachine(RuleBasedStateMachine):
             self.sweep(0, lock_ran_out=True)
             for model in MODELS:
                 self.lose_the_turn()
-                for n in range(len(self.waiting(model)) + len(self.suspects(model))):
+                n = 0
+                while self.waiting(model) or self.suspects(model):
                     work = self.claim(1, model, alone=True)
-                    assert isinstance(work, Work)
-                    if n % 2:  # the others vanish
+                    assert isinstance(work, Work) or not self.waiting(model)
+                    n += 1
+                    if n % 2 and isinstance(work, Work):  # the others vanish
                         self.complete(1, work)
         self.move_clock(1_200)
         self.sweep(2, lock_ran_out=True)
@@ -337,7 +409,13 @@ class StoreMachine(RuleBasedStateMachine):
             self.turn = None
         if self.turn and self.turn[1] == client:
             return None
-        return next(((job, False) for job in self.waiting(model)), None)
+        return next(((job, False) for job in self.waiting(model) if not self.expire(job)), None)
+
+    def expire(self, job: str) -> bool:
+        known = self.expected[job]
+        if known.status is QUEUED and known.queue_deadline and known.queue_deadline <= self.clock:
+            known.status = EXPIRED
+        return known.status is EXPIRED
 
     def end(self, work: Work, status: JobStatus) -> bool:
         job = self.expected[work.id]

@@ -10,8 +10,9 @@ from ulid import ULID
 
 from slm_jobs import keys
 from slm_jobs.errors import JobNotFound
+from slm_jobs.records import new_job_id
 from slm_jobs.schemas import SEED_LIMIT, JobStatus
-from slm_jobs.store import JobStore, new_job_id
+from slm_jobs.store import JobStore
 from tests.slm_jobs.conftest import MakeStore
 from tests.slm_jobs.examples import (
     ERROR,

@@ -47,16 +47,6 @@ local function place(id)
   }
 end
 
--- Takes the next queued job out of the line; nil if none waits. Ids without a record are dropped.
-local function next_waiting(model)
-  while true do
-    local id = redis.call('ZPOPMIN', WAITING .. model)[1]
-    if not id or redis.call('HGET', JOB .. id, 'status') == 'queued' then
-      return id
-    end
-  end
-end
-
 local function owns_job(id, attempt)
   local job = redis.call('HMGET', JOB .. id, 'status', 'attempt')
   return job[1] == 'running' and job[2] == attempt
@@ -79,6 +69,10 @@ local function create(id, key, model, priority, tokens, about, request, ...)
     'attempt', 0,
     'crashes', 0,
     ...)
+  local timeout_ms = redis.call('HGET', JOB .. id, 'queue_timeout_ms')
+  if timeout_ms then
+    redis.call('ZADD', QUEUE_DEADLINES, time + timeout_ms, id)
+  end
   redis.call('ZADD', JOBS_OF .. key, time * 1000 + sequence % 1000, id)
   if key ~= '' then
     redis.call('ZADD', IN_FLIGHT .. key, time + MINUTE, id)
@@ -90,16 +84,23 @@ local function tell_job(id, event, number)
   tell(JOB, FIELDS, id, event, number)
 end
 
--- queued -> running. The caller has taken it out of the line. Returns the attempt.
+-- queued -> running. The caller has taken it out of the line. Returns the attempt, and, for a job with
+-- a run deadline, the ms until then, which count from its first start.
 local function start(id, worker, lease_ms)
   local time = now()
   count_queued(id, -1)
   redis.call('HINCRBY', RUNNING, redis.call('HGET', JOB .. id, 'model'), 1)
   redis.call('HSET', JOB .. id, 'status', 'running', 'started_at', time, 'worker', worker)
   redis.call('ZADD', LEASES, time + lease_ms, id)
+  redis.call('ZREM', QUEUE_DEADLINES, id)
   local attempt = redis.call('HINCRBY', JOB .. id, 'attempt', 1)
   announce(id, 'running')
   tell_job(id, 'running', attempt)
+  local timeout_ms = redis.call('HGET', JOB .. id, 'run_timeout_ms')
+  if timeout_ms then
+    redis.call('HSETNX', JOB .. id, 'run_deadline', time + timeout_ms)
+    return attempt, redis.call('HGET', JOB .. id, 'run_deadline') - time
+  end
   return attempt
 end
 
@@ -110,7 +111,7 @@ end
 
 -- queued | running -> a terminal state, with more fields of the record as they come. Of the tokens
 -- that its key was charged, those not `used` go back.
-local function finish(id, status, ttl_seconds, used, ...)
+local function finish(id, status, used, ...)
   local job = redis.call('HMGET', JOB .. id, 'status', 'model', 'key', 'tokens')
   if job[1] == 'running' then
     stop_running(id)
@@ -122,13 +123,18 @@ local function finish(id, status, ttl_seconds, used, ...)
   local time, key = now(), job[3]
   redis.call('HSET', JOB .. id, 'status', status, 'finished_at', time, ...)
   redis.call('HDEL', JOB .. id, 'cancel_requested')
-  if status ~= 'failed' then -- what failed may be wanted again
+  redis.call('ZREM', QUEUE_DEADLINES, id)
+  local ttl = JOB_TTL
+  if status == 'failed' then -- a dead letter, with all that it takes to run again
+    ttl = DEAD_LETTER_TTL
+    redis.call('ZADD', DEAD_LETTERS, time, id)
+  else
     redis.call('HDEL', JOB .. id, 'request')
   end
   for _, prefix in ipairs({ JOB, STREAM, SENT }) do
-    redis.call('EXPIRE', prefix .. id, ttl_seconds)
+    redis.call('EXPIRE', prefix .. id, ttl)
   end
-  redis.call('ZADD', ENDED, time + ttl_seconds * 1000, key .. ' ' .. id)
+  redis.call('ZADD', ENDED, time + ttl * 1000, key .. ' ' .. id)
   if key ~= '' then
     redis.call('ZREM', IN_FLIGHT .. key, id)
     refund(key, job[4] - used)
@@ -137,10 +143,30 @@ local function finish(id, status, ttl_seconds, used, ...)
   tell_job(id, status)
 end
 
+-- queued -> expired, if its queue deadline has passed. Returns whether it did.
+local function expire_job(id)
+  local deadline = redis.call('ZSCORE', QUEUE_DEADLINES, id)
+  if not deadline or tonumber(deadline) > now() then
+    return false
+  end
+  finish(id, 'expired', 0)
+  return true
+end
+
+-- Takes the next queued job out of the line; nil if none waits. Ids without a record are dropped.
+local function next_waiting(model)
+  while true do
+    local id = redis.call('ZPOPMIN', WAITING .. model)[1]
+    if not id or (redis.call('HGET', JOB .. id, 'status') == 'queued' and not expire_job(id)) then
+      return id
+    end
+  end
+end
+
 -- running -> queued; or -> cancelled, if a client has asked for it
-local function requeue_job(id, ttl_seconds)
+local function requeue_job(id)
   if redis.call('HEXISTS', JOB .. id, 'cancel_requested') == 1 then
-    return finish(id, 'cancelled', ttl_seconds, 0)
+    return finish(id, 'cancelled', 0)
   end
   stop_running(id)
   redis.call('HSET', JOB .. id, 'status', 'queued')
@@ -153,5 +179,6 @@ end
 local function forget_job(id, key)
   redis.call('DEL', JOB .. id, STREAM .. id, SENT .. id)
   redis.call('ZREM', JOBS_OF .. key, id)
+  redis.call('ZREM', DEAD_LETTERS, id)
   redis.call('ZREM', ENDED, key .. ' ' .. id)
 end

@@ -55,18 +55,18 @@ local function tell(prefix, fields, id, event, number)
 end
 
 -- pending -> delivered | failed. Who is to be told no more may still look it up for a while.
-local function end_delivery(id, status, ttl_seconds)
+local function end_delivery(id, status)
   local time, about = now(), redis.call('HMGET', DELIVERY .. id, 'lane', 'key', 'of')
   redis.call('HSET', DELIVERY .. id, 'status', status)
   redis.call('ZREM', DUE .. about[1], id)
   place_lane(about[1])
   for _, name in ipairs({ DELIVERY .. id, ATTEMPTS .. id, DELIVERIES_OF .. about[3] }) do
-    redis.call('EXPIRE', name, ttl_seconds)
+    redis.call('EXPIRE', name, BATCH_TTL)
   end
   if status == 'failed' then
-    redis.call('ZREMRANGEBYSCORE', UNDELIVERED .. about[2], '-inf', time - ttl_seconds * 1000)
+    redis.call('ZREMRANGEBYSCORE', UNDELIVERED .. about[2], '-inf', time - BATCH_TTL * 1000)
     redis.call('ZADD', UNDELIVERED .. about[2], time, id)
-    redis.call('EXPIRE', UNDELIVERED .. about[2], ttl_seconds)
+    redis.call('EXPIRE', UNDELIVERED .. about[2], BATCH_TTL)
   end
 end
 

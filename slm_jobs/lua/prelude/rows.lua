@@ -131,30 +131,30 @@ end
 ---- The end of a batch --------------------------------------------------------------------------
 
 -- validating | running -> a terminal state
-local function end_batch(batch, status, ttl_seconds)
+local function end_batch(batch, status)
   local time, key = now(), redis.call('HGET', BATCH .. batch, 'key')
   redis.call('HSET', BATCH .. batch, 'status', status, 'finished_at', time)
   redis.call('ZREM', WINDOWS, batch)
   redis.call('ZREM', UPLOADS, batch)
   redis.call('UNLINK', LEASED .. batch, BACK .. batch, CUSTOM_IDS .. batch)
   for _, prefix in ipairs({ BATCH, ROWS, RESULTS, FAILURES }) do
-    redis.call('EXPIRE', prefix .. batch, ttl_seconds)
+    redis.call('EXPIRE', prefix .. batch, BATCH_TTL)
   end
-  redis.call('ZADD', ENDED, time + ttl_seconds * 1000, key .. ' ' .. batch)
+  redis.call('ZADD', ENDED, time + BATCH_TTL * 1000, key .. ' ' .. batch)
   announce(batch, status)
   tell_batch(batch, status)
 end
 
-local function end_if_done(batch, ttl_seconds)
+local function end_if_done(batch)
   local stand = redis.call('HMGET', BATCH .. batch, 'status', 'pending', 'running', 'stopped')
   if stand[1] == 'running' and stand[2] == '0' and stand[3] == '0' then
-    end_batch(batch, stand[4] or 'completed', ttl_seconds)
+    end_batch(batch, stand[4] or 'completed')
   end
 end
 
 -- Ends what waits of a running batch as `how`, "cancelled" or "expired"; running rows run on. Rows
 -- that were never claimed are known by their numbers, the others are told one by one.
-local function stop_batch(batch, how, ttl_seconds)
+local function stop_batch(batch, how)
   if redis.call('HSETNX', BATCH .. batch, 'stopped', how) == 0 then
     return
   end
@@ -174,7 +174,7 @@ local function stop_batch(batch, how, ttl_seconds)
   redis.call('HINCRBY', BATCH .. batch, how, stand[1])
   redis.call('ZREM', WINDOWS, batch)
   announce(batch, 'stopped')
-  end_if_done(batch, ttl_seconds)
+  end_if_done(batch)
 end
 
 -- validating -> (nothing), or its record without rows: its charges go back.
@@ -240,7 +240,7 @@ end
 
 -- running -> a terminal state: `entry` goes to its list, with the time and the row in front. Tokens are
 -- those of its prompts, and those generated.
-local function finish_row(batch, row, status, entry, prompt_tokens, completion_tokens, ttl_seconds)
+local function finish_row(batch, row, status, entry, prompt_tokens, completion_tokens)
   local time = now()
   stop_row(batch, row)
   redis.call('HDEL', LEASED .. batch, row)
@@ -256,14 +256,14 @@ local function finish_row(batch, row, status, entry, prompt_tokens, completion_t
   redis.call('RPUSH', list .. batch, time .. ' ' .. row .. ' ' .. entry)
   announce(batch, 'row')
   tell_progress(batch)
-  end_if_done(batch, ttl_seconds)
+  end_if_done(batch)
 end
 
 -- running -> waiting again; or -> how its batch was stopped meanwhile
-local function requeue_row(batch, row, crashes, ttl_seconds)
+local function requeue_row(batch, row, crashes)
   local stopped = redis.call('HGET', BATCH .. batch, 'stopped')
   if stopped then
-    return finish_row(batch, row, stopped, stopped .. ' ', 0, 0, ttl_seconds)
+    return finish_row(batch, row, stopped, stopped .. ' ', 0, 0)
   end
   local attempt = lease_of(batch, row)
   stop_row(batch, row)

@@ -17,33 +17,33 @@ local function is_cancelled(id)
 end
 
 -- running -> waiting again, no crash is counted; or -> how a client, or a window, has ended it
-local function requeue(id, ttl_seconds, batch_ttl_seconds)
+local function requeue(id)
   local batch, row = row_of(id)
   if not batch then
-    return requeue_job(id, ttl_seconds)
+    return requeue_job(id)
   end
   local _, crashes = lease_of(batch, row)
-  requeue_row(batch, row, crashes, batch_ttl_seconds)
+  requeue_row(batch, row, crashes)
 end
 
 -- After its worker fell silent: running -> waiting again, as a suspect; or -> failed, after `most` times.
 -- Returns whether it failed. `error` is that of a job; a row's is the code "attempts_exhausted".
-local function count_crash(id, most, error, ttl_seconds, batch_ttl_seconds)
+local function count_crash(id, most, error)
   local batch, row = row_of(id)
   if not batch then
     if redis.call('HINCRBY', JOB .. id, 'crashes', 1) < most then
-      requeue_job(id, ttl_seconds)
+      requeue_job(id)
       return false
     end
-    finish(id, 'failed', ttl_seconds, 0, 'error', error)
+    finish(id, 'failed', 0, 'error', error)
     return true
   end
   local _, crashes = lease_of(batch, row)
   if crashes + 1 < most then
-    requeue_row(batch, row, crashes + 1, batch_ttl_seconds)
+    requeue_row(batch, row, crashes + 1)
     return false
   end
-  finish_row(batch, row, 'failed', 'attempts_exhausted ', 0, 0, batch_ttl_seconds)
+  finish_row(batch, row, 'failed', 'attempts_exhausted ', 0, 0)
   return true
 end
 

@@ -1,0 +1,120 @@
+"""Deadlines of jobs, and what becomes of jobs that failed."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+from slm_jobs import keys
+from slm_jobs.callback_schemas import CallbackTarget
+from slm_jobs.errors import DeadLetterNotFound
+from slm_jobs.schemas import JobStatus
+from slm_jobs.store import JobStore
+from tests.slm_jobs.conftest import MakeStore
+from tests.slm_jobs.examples import ERROR, LEASE_MS, MODEL, claim, complete, create, spec, sweep
+
+
+def test_a_job_that_nobody_starts_expires(store: JobStore, redis: Redis) -> None:
+    job = create(store, queue_timeout=10)
+    in_time = create(store, queue_timeout=60)
+    store.clock_offset_ms += 10_000
+    sweep(store, redis)
+    assert store.get(job.id).status is JobStatus.EXPIRED
+    assert claim(store).id == in_time.id
+
+
+def test_it_expires_rather_than_starts_also_before_a_sweep(store: JobStore) -> None:
+    job = create(store, queue_timeout=10)
+    store.clock_offset_ms += 10_000
+    assert store.claim_next(MODEL, worker="w1") == []
+    assert store.get(job.id).status is JobStatus.EXPIRED
+    assert store.queues([MODEL])[0].waiting == 0
+
+
+def test_a_job_that_has_started_expires_no_more(store: JobStore, redis: Redis) -> None:
+    job = create(store, queue_timeout=10)
+    store.hand_back([claim(store)])
+    store.clock_offset_ms += 3_600_000
+    sweep(store, redis)
+    assert claim(store).id == job.id
+
+
+def test_the_run_deadline_counts_from_the_first_start(store: JobStore, redis: Redis) -> None:
+    create(store, run_timeout=60)
+    store.clock_offset_ms += 3_600_000  # waiting does not count
+    first = claim(store)
+    assert first.seconds_left == 60
+    store.clock_offset_ms += LEASE_MS + 1
+    sweep(store, redis)
+    again = claim(store)
+    assert again.seconds_left is not None
+    assert 44 < again.seconds_left <= 45
+    store.hand_back([again])
+    store.clock_offset_ms += 3_600_000
+    assert claim(store).seconds_left == 0
+
+
+def test_a_job_without_deadlines_has_no_end(store: JobStore) -> None:
+    create(store)
+    assert claim(store).seconds_left is None
+
+
+# Dead letters
+
+
+def test_what_failed_can_be_run_again_as_it_was(store: JobStore, redis: Redis) -> None:
+    request = spec("Once", seed=7, n=2, run_timeout=5, metadata={"a": "b"}).model_copy(
+        update={"callback": CallbackTarget("https://hooks.example/", ("succeeded",))}
+    )
+    failed = store.create(request).job
+    store.fail(claim(store), ERROR)
+    [dead], following = store.dead_letters.page()
+    assert (dead, following) == (store.get(failed.id), None)
+    assert 86_400 < redis.ttl(keys.job(failed.id)) <= 604_800
+
+    again = store.dead_letters.redrive(failed.id)
+    assert (again.status, again.retry_of) == (JobStatus.QUEUED, failed.id)
+    assert store.dead_letters.redrive(failed.id).id == again.id  # as if the reply had been lost
+    assert store.dead_letters.page() == ([], None)
+    assert store.get(failed.id).status is JobStatus.FAILED
+    work = claim(store)
+    assert (work.id, work.seconds_left) == (again.id, 5)
+    assert work.spec == request.model_copy(update={"callback": None, "run_timeout": None})
+    complete(store, work)
+    assert [each.id for each in store.callbacks.of(again.id)] == [f"{again.id}-succeeded"]
+    assert store.get(again.id).metadata == {"a": "b"}
+
+
+def test_pages_of_dead_letters(store: JobStore) -> None:
+    jobs = []
+    for _ in range(5):
+        jobs.append(create(store).id)
+        store.fail(claim(store), ERROR)
+        store.clock_offset_ms += 1
+    first, cursor = store.dead_letters.page(limit=3)
+    second, end = store.dead_letters.page(limit=3, cursor=cursor)
+    assert [job.id for job in first + second] == jobs[::-1]
+    assert end is None
+
+
+def test_other_jobs_are_no_dead_letters(store: JobStore) -> None:
+    waiting = create(store)
+    create(store)
+    complete(store, claim(store))
+    for job_id in (waiting.id, "job_unknown"):
+        with pytest.raises(DeadLetterNotFound):
+            store.dead_letters.redrive(job_id)
+    assert store.dead_letters.page() == ([], None)
+
+
+def test_a_dead_letter_goes_with_its_record(store: JobStore, make_store: MakeStore) -> None:
+    dropped = create(store)
+    store.fail(claim(store), ERROR)
+    store.delete(dropped.id)
+    assert store.dead_letters.page() == ([], None)
+    short = make_store(dead_letter_ttl_seconds=60)
+    create(short)
+    short.fail(claim(short), ERROR)
+    short.clock_offset_ms += 60_001
+    short.sweep()
+    assert short.dead_letters.page() == ([], None)
