@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,7 +20,7 @@ import torch
 
 from slm_core.backend import Device, Kernels, open_backend
 from slm_core.checkpoint import load_checkpoint, read_perplexity
-from slm_core.errors import EngineError, InvalidParams, PromptTooLong
+from slm_core.errors import DeviceLost, EngineError, InvalidParams, OutOfMemory, PromptTooLong
 from slm_core.linear import Precision
 from slm_core.model import GPT
 from slm_core.sampling import SamplingParams
@@ -186,14 +187,19 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Admits waiting sequences, moves every live one on by a token, frees finished slots."""
+        """Admits waiting sequences, moves every live one on by a token, frees finished slots.
+
+        Raises OutOfMemory, after which `reset` makes the engine usable, and DeviceLost.
+        """
         scheduler = self._scheduler
         scheduler.expire(self._clock())
         events = self._release()
         running = len(scheduler.live)
         admitted = [(sequence.prompt_ids, sequence.params) for sequence in scheduler.admit()]
         if scheduler.live:
-            events += self._append(self._backend.step(running, admitted))
+            with _named_faults():
+                tokens = self._backend.step(running, admitted)
+            events += self._append(tokens)
             events += self._release()
         return events
 
@@ -256,6 +262,21 @@ class Engine:
             else Event(s.id, completion=s.completion(self.tokenizer))
             for s in finished
         ]
+
+
+@contextmanager
+def _named_faults() -> Iterator[None]:
+    """Tells what torch raises for want of memory, or of a device that works, from our mistakes."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemory(str(error) or "no memory") from error
+    except torch.AcceleratorError as error:
+        raise DeviceLost(str(error)) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # how the CPU's allocator says it
+            raise
+        raise OutOfMemory(str(error)) from error
 
 
 def _as_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:

@@ -2,8 +2,10 @@
 
 SlmCoreError
 ├── CheckpointError      a checkpoint directory that is missing, incomplete or of another shape
+├── DeviceLost           the device has failed: nothing will run on it before this process ends
 ├── EngineError          the model computes no numbers for this prompt
 ├── InvalidParams        a sampling parameter out of range; also a ValueError
+├── OutOfMemory          a step found no memory; a smaller one may
 └── PromptTooLong        prompt and max_tokens do not fit the context; also a ValueError
 """
 
@@ -13,6 +15,14 @@ class SlmCoreError(Exception):
 
 
 class CheckpointError(SlmCoreError):
+    pass
+
+
+class DeviceLost(SlmCoreError):
+    pass
+
+
+class OutOfMemory(SlmCoreError):
     pass
 
 

@@ -6,6 +6,7 @@ Knows nothing of Redis or Celery: prompts go in, futures of their completions co
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import threading
 import time
@@ -13,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
-from worker.lane import HandedBack, Lane, OnToken, Request, SteppingEngine, Submission
+from worker.lane import EngineLost, HandedBack, Lane, OnToken, Request, SteppingEngine, Submission
+
+log = logging.getLogger(__name__)
 
 
 class ContinuousBatcher:
@@ -24,12 +27,18 @@ class ContinuousBatcher:
     as long. So all engines share the one thread. Of those with work the one that has computed least
     steps next, so that a slow model takes its share of the time, not of the steps.
 
-    The first model is loaded at the start, the others on first use.
+    The first model is loaded at the start, the others on first use. After an `EngineLost` all that
+    is here is `HandedBack`, and `on_lost` is called, in that thread.
     """
 
     def __init__(
-        self, loaders: Mapping[str, Callable[[], SteppingEngine]], name: str = "engines"
+        self,
+        loaders: Mapping[str, Callable[[], SteppingEngine]],
+        *,
+        on_lost: Callable[[], None] = lambda: None,
+        name: str = "engines",
     ) -> None:
+        self._on_lost = on_lost
         self._lanes = {model: Lane(model, load) for model, load in loaders.items()}
         self._loaded: Future[None] = Future()
         self._inbox: SimpleQueue[Submission | None] = SimpleQueue()  # None wakes the thread up
@@ -99,6 +108,7 @@ class ContinuousBatcher:
             self._loaded.set_exception(error)
             return
         self._loaded.set_result(None)
+        lost = False
         try:
             while not self._stopping.is_set():
                 lane = self._next()
@@ -107,9 +117,16 @@ class ContinuousBatcher:
                     self._step_began = time.monotonic()
                     lane.step()
                     self._step_began = None
+        except EngineLost:
+            log.critical("no engine can run here any more", exc_info=True)
+            self._stopping.set()
+            lost = True
         finally:
+            self._step_began = None
             self._ended.set()
             self._hand_back()
+        if lost:
+            self._on_lost()
 
     def _next(self) -> Lane | None:
         """Of the lanes with work, the one that has computed least; who idles saves nothing up."""

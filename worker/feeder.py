@@ -23,7 +23,7 @@ from slm_jobs.store import JobStore
 from worker.batcher import ContinuousBatcher
 from worker.claims import Claims
 from worker.job_log import log_job
-from worker.lane import ENDING_SECONDS, HandedBack, Submission
+from worker.lane import ENDING_SECONDS, EngineLost, HandedBack, Submission
 from worker.leases import Leases
 from worker.translation import timed_out, to_error, to_outputs, to_requests
 
@@ -154,6 +154,9 @@ class Feeder:
         future = row.submission.future
         if future.cancelled():
             log_job(log, logging.DEBUG, row.work, "its lease was lost, dropped")
+            self._claims.release([row.work])
+        elif isinstance(future.exception(), EngineLost):
+            log_job(log, logging.ERROR, row.work, "left to its lease: %s", future.exception())
             self._claims.release([row.work])
         elif isinstance(future.exception(), HandedBack):
             self._claims.close()  # the engines have stopped

@@ -8,9 +8,11 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
+from typing import NamedTuple
 
 from slm_core import Completion
 from slm_core.errors import SlmCoreError
@@ -24,16 +26,24 @@ from worker.claims import Claims, Room
 from worker.engines import load_engine, slots_of
 from worker.feeder import Feeder
 from worker.job_log import log_job
-from worker.lane import ENDING_SECONDS, EngineFault, HandedBack, SteppingEngine, Submission
+from worker.lane import (
+    ENDING_SECONDS,
+    EngineFault,
+    EngineLost,
+    HandedBack,
+    SteppingEngine,
+    Submission,
+)
 from worker.leases import Leases
 from worker.listener import Listener
 from worker.streamer import JobStream, Streamer
-from worker.translation import timed_out, to_error, to_outputs, to_requests
+from worker.translation import DEADLINE_EXCEEDED, timed_out, to_error, to_outputs, to_requests
 
 log = logging.getLogger(__name__)
 
 MAX_JOBS = 128  # of a model at once; each takes a thread
 MAX_THREADS = 512
+EXIT_LOST = 1  # when the engines can run no more
 _PREFETCHED = 8  # a row for each so many slots waits in the engine, for the next that is freed
 
 Load = Callable[[ModelSpec, Settings], SteppingEngine]
@@ -53,7 +63,8 @@ class Host:
         threads = sum(room.jobs + 1 for room in rooms.values())  # and a feeder
         self.concurrency = min(threads, MAX_THREADS)
         self._batcher = ContinuousBatcher(
-            {name: partial(load, spec, settings) for name, spec in manifest.models.items()}
+            {name: partial(load, spec, settings) for name, spec in manifest.models.items()},
+            on_lost=lambda: threading.Thread(target=self._abandon, name="abandon").start(),
         )
         self._leases = Leases(
             store,
@@ -141,38 +152,46 @@ class Host:
             on_token=stream.take if stream else None,
         )
         self._leases.attach(work, submission)
+        limit = _limit(work, self.settings)
         try:
-            completions, late = self._result(submission)
+            completions, late = self._result(submission, limit.seconds)
         except CancelledError:
             log_job(log, logging.WARNING, work, "its lease was lost, dropped")
+        except EngineLost as error:
+            log_job(log, logging.ERROR, work, "left to its lease: %s", error)
         except TimeoutError:  # nor did it end when it was told to: what it has is out of reach
             submission.drop()
-            self._fail(work, timed_out(self.settings.job_timeout_seconds))
+            self._fail(work, limit.error)
         except (SlmCoreError, EngineFault) as error:
             self._fail(work, to_error(error))
         else:
-            self._end(work, completions, stream, late=late)
+            self._end(work, completions, stream, limit.error if late else None)
 
-    def _result(self, submission: Submission) -> tuple[list[Completion], bool]:
+    def _result(self, submission: Submission, seconds: float) -> tuple[list[Completion], bool]:
         """The completions, and whether it was time, rather than a client, that ended what is cut.
 
         Raises what the future raises, and TimeoutError if the engine does not end them in time.
         """
         try:
-            return submission.future.result(timeout=self.settings.job_timeout_seconds), False
+            return submission.future.result(timeout=seconds), False
         except TimeoutError:
             cancelled = submission.ending
             submission.end()
             return submission.future.result(timeout=ENDING_SECONDS), not cancelled
 
     def _end(
-        self, work: Work, completions: list[Completion], stream: JobStream | None, *, late: bool
+        self,
+        work: Work,
+        completions: list[Completion],
+        stream: JobStream | None,
+        late: JobError | None,
     ) -> None:
-        """Commits the outputs, after the rest of the stream: who sees the end has all of it."""
+        """Commits the outputs, after the rest of the stream: who sees the end has all of it. `late`
+        says why what is cut was cut."""
         outputs, usage = to_outputs(work, completions)
         fingerprint = self._batcher.fingerprint(work.model)
         cut = any(output.finish_reason == "cancelled" for output in outputs)
-        error = timed_out(self.settings.job_timeout_seconds) if cut and late else None
+        error = late if cut else None
 
         def write() -> bool:
             if stream:
@@ -229,6 +248,19 @@ class Host:
         self._grace_over.set()
         self._hand_back()
 
+    def _abandon(self) -> None:
+        """The engines are lost: hands back what is innocent, and ends this process, so that its
+        supervisor starts another."""
+        self._draining.set()
+        self._claims.close()
+        self._hand_back()
+        until = time.monotonic() + self.settings.redis_timeout_seconds
+        while len(self._leases) and time.monotonic() < until:
+            time.sleep(0.01)  # what had ended before is being committed
+        self.stop()
+        logging.shutdown()
+        os._exit(EXIT_LOST)
+
     def _hand_back(self) -> None:
         self._batcher.stop()
         if works := self._leases.release_unfinished():
@@ -263,6 +295,20 @@ def _room(spec: ModelSpec, settings: Settings) -> Room:
         jobs=min(settings.slots, MAX_JOBS),
         row_outputs=slots - reserved + max(1, slots // _PREFETCHED),
     )
+
+
+class _Limit(NamedTuple):
+    """How long a job may run here, and what it has failed with after that."""
+
+    seconds: float
+    error: JobError
+
+
+def _limit(work: Work, settings: Settings) -> _Limit:
+    ours, theirs = settings.job_timeout_seconds, work.seconds_left
+    if theirs is None or ours < theirs:
+        return _Limit(ours, timed_out(ours))
+    return _Limit(theirs, DEADLINE_EXCEEDED)
 
 
 def _log_failure(work: Work, error: JobError) -> None:

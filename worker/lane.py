@@ -18,6 +18,7 @@ from typing import Protocol
 
 from slm_core import Completion, SamplingParams
 from slm_core.engine import Event, Prompt
+from slm_core.errors import DeviceLost, OutOfMemory
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,11 @@ class HandedBack(Exception):
     """The batcher stopped before this work ended; it belongs back in the queue."""
 
 
+class EngineLost(Exception):
+    """The process must end, as its engine cannot go on; this work may be why. It is nobody's to
+    settle: its lease will expire, which counts as a crash."""
+
+
 class EngineFault(Exception):
     """The engine cannot run this work, not even alone, or cannot be loaded."""
 
@@ -54,7 +60,7 @@ class Submission:
     """Requests that run as one. Its owner may wait for `future`, and call `end` and `drop`.
 
     `future` settles once: with the completions, in order, or with what `Engine.add` raises for a
-    bad request, EngineFault, or HandedBack.
+    bad request, EngineFault, EngineLost, or HandedBack.
     """
 
     def __init__(
@@ -120,7 +126,8 @@ class Lane:
 
     A fault in a step takes no batch mates along: what was in the engine then runs again, which
     gives the same text (same seed), in halves and halves of halves, so that soon only what is to
-    blame runs alone, and fails. New work waits meanwhile.
+    blame runs alone, and fails. New work waits meanwhile. Want of memory is treated alike, but what
+    finds none alone either is not failed for it; see `EngineLost`.
     """
 
     def __init__(self, model: str, load: Callable[[], SteppingEngine]) -> None:
@@ -181,7 +188,10 @@ class Lane:
                 self.engine.cancel(sequence)
 
     def step(self) -> None:
-        """Admits what waits, and moves everything on by a token. Needs `ready`."""
+        """Admits what waits, and moves everything on by a token. Needs `ready`.
+
+        Raises EngineLost; then nothing can run here any more.
+        """
         started = time.monotonic()
         self._fill()
         if self.engine.has_work:
@@ -229,6 +239,8 @@ class Lane:
         started = time.monotonic()
         try:
             events = self.engine.step()
+        except DeviceLost as error:
+            raise EngineLost(str(error)) from error
         except Exception as error:
             log.exception("a decode step of model %s failed", self.model)
             self._split_suspects(error)
@@ -261,6 +273,10 @@ class Lane:
         suspects = list(dict.fromkeys(row.submission for row in self._rows.values()))
         self.engine.reset()
         self._rows.clear()
+        if len(suspects) == 1 and isinstance(error, OutOfMemory):
+            lost = EngineLost(f"no memory, not even for this work alone: {error}")
+            suspects[0].settle(lost)
+            raise lost from error
         if len(suspects) == 1:
             suspects[0].settle(EngineFault(f"the engine failed on this work: {error}"))
         elif suspects:

@@ -7,6 +7,10 @@ from slm_core.errors import SlmCoreError
 from slm_jobs.schemas import JobError, Output, Usage, Work
 from worker.lane import EngineFault, Request
 
+DEADLINE_EXCEEDED = JobError(
+    code="deadline_exceeded", message="its run_timeout passed before it had ended"
+)
+
 
 def to_requests(work: Work) -> list[Request]:
     """A prompt and its parameters for every output, in order; output i draws from seed + i."""

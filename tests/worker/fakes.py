@@ -9,7 +9,7 @@ import time
 
 from slm_core import Completion, SamplingParams
 from slm_core.engine import Event, Prompt
-from slm_core.errors import PromptTooLong
+from slm_core.errors import DeviceLost, OutOfMemory, PromptTooLong
 from slm_core.scheduler import FinishReason, Usage
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.schemas import Piece, Work
@@ -18,9 +18,10 @@ from slm_jobs.schemas import Piece, Work
 class FakeEngine:
     """Ends a sequence after `max_tokens` steps with the text `<prompt>#<seed>`.
 
-    Its tokens are 1, 2, 3, ... A prompt `boom` makes every step that it is part of raise; `long` is
-    refused; `hold` runs until it is cancelled. `largest` is the most sequences that were in the
-    engine at once, `seen` what was in it in each step.
+    Its tokens are 1, 2, 3, ... A prompt `boom` makes every step that it is part of raise, `broken`
+    ends the device, `huge` finds no memory, nor do more than `fits` at once; `long` is refused;
+    `hold` runs until it is cancelled. `largest` is the most sequences that were in the engine at
+    once, `seen` what was in it in each step.
 
     What finds no slot waits, by priority; slots are without end unless told otherwise.
     """
@@ -36,6 +37,7 @@ class FakeEngine:
         self.step_seconds = step_seconds
         self.steps = 0
         self.largest = 0
+        self.fits = 1_000_000
         self.threads: set[int] = set()
         self._ids = itertools.count()
         self._cancelled: set[int] = set()
@@ -84,8 +86,13 @@ class FakeEngine:
         self._admit()
         self.seen.append([prompt for prompt, _, _ in self.live.values()])
         time.sleep(self.step_seconds)
-        if any(prompt == "boom" for prompt, _, _ in self.live.values()):
+        live = self.seen[-1]
+        if "boom" in live:
             raise RuntimeError("device says no")
+        if "broken" in live:
+            raise DeviceLost("device says nothing")
+        if "huge" in live or len(live) > self.fits:
+            raise OutOfMemory("no room")
         events = []
         for waits in [waits for waits in self.waiting if waits[1] in self._cancelled]:
             self.waiting.remove(waits)

@@ -17,7 +17,7 @@ from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from tests.worker.fakes import FakeEngine
 from tests.worker.test_batcher import until
-from worker.host import Host
+from worker.host import EXIT_LOST, Host
 from worker.lane import SteppingEngine
 
 MODEL, OTHER = "m", "other"
@@ -340,3 +340,77 @@ def test_a_hung_engine_ends_the_process(
     host._leases.start()
     assert ended.wait(5)
     host.stop()
+
+
+# When the engines are lost
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    codes: list[int] = []
+    monkeypatch.setattr("worker.host.os._exit", codes.append)
+    monkeypatch.setattr("worker.host.logging.shutdown", lambda: None)
+    return codes
+
+
+def run_all(host: Host, count: int) -> None:
+    threads = [serving(host) for _ in range(count)]
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_what_finds_no_memory_together_runs_in_parts(
+    host: Host, store: JobStore, engine: FakeEngine
+) -> None:
+    engine.fits = 1
+    ids = [submit(store, text) for text in ("a", "b", "c")]
+    run_all(host, 3)
+    assert {store.get(job_id).status for job_id in ids} == {JobStatus.SUCCEEDED}
+
+
+def test_a_lost_device_fails_nothing(host: Host, store: JobStore, exits: list[int]) -> None:
+    ids = [submit(store, text) for text in ("hold", "broken", "hold")]
+    run_all(host, 3)
+    until(lambda: bool(exits))
+    assert exits == [EXIT_LOST]
+    assert [store.get(job_id).status for job_id in ids] == [JobStatus.QUEUED] * 3
+    assert not store.workers()
+    again = store.claim_next(MODEL, worker="another")
+    assert [(work.id, work.attempt, work.alone) for work in again] == [(ids[0], 2, False)]
+
+
+def test_who_finds_no_memory_alone_is_left_to_its_lease(
+    host: Host, store: JobStore, exits: list[int]
+) -> None:
+    huge, innocent = submit(store, "huge"), submit(store, "hold")
+    run_all(host, 2)
+    until(lambda: bool(exits))
+    assert store.get(innocent).status is JobStatus.QUEUED
+    assert store.get(huge).status is JobStatus.RUNNING
+    store.clock_offset_ms += 16_000
+    store.sweep()
+    [suspect] = store.claim_next(MODEL, worker="another")
+    assert (suspect.id, suspect.alone) == (huge, True)
+
+
+# Run deadlines
+
+
+def test_a_job_past_its_run_deadline_fails_and_keeps_its_text(host: Host, store: JobStore) -> None:
+    job_id = submit(store, ["a", "hold"], run_timeout=0.2)
+    serve(host)
+    job = store.get(job_id)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert job.error.code == "deadline_exceeded"
+    assert [(o.text, o.finish_reason) for o in job.outputs] == [
+        ("a#7", "length"),
+        ("hold#8", "cancelled"),
+    ]
+
+
+def test_a_job_within_its_run_deadline_succeeds(host: Host, store: JobStore) -> None:
+    job_id = submit(store, "a", run_timeout=60)
+    serve(host)
+    assert store.get(job_id).status is JobStatus.SUCCEEDED
