@@ -30,6 +30,7 @@ from slm_jobs.records import fields, to_job, to_time
 if TYPE_CHECKING:
     from redis import Redis
 
+    from slm_jobs.api_keys import ApiKey
     from slm_jobs.batches import Run
 
 MOST_ATTEMPTS = 50  # that are kept of a delivery
@@ -131,11 +132,12 @@ class CallbackStore:
 
     # People
 
-    def of(self, work_id: str) -> list[Delivery]:
-        """The callbacks of a job or batch, the oldest first."""
+    def of(self, work_id: str, *, viewer: ApiKey | None = None) -> list[Delivery]:
+        """The callbacks of a job or batch, which may be gone before them, the oldest first; none
+        for a viewer who neither owns them nor is an admin."""
         with store_errors():
             ids = cast("list[str]", self._redis.lrange(keys.DELIVERIES_OF + work_id, 0, -1))
-        return self._read(ids)
+        return self._read(ids, None if viewer is None or viewer.admin else viewer.id)
 
     def failed(
         self, key: str, *, limit: int = 50, cursor: int | None = None
@@ -176,7 +178,8 @@ class CallbackStore:
             stored = cast("str | None", self._redis.hget(keys.KEY + key, "callback_hosts"))
         return tuple(json.loads(stored or "[]"))
 
-    def _read(self, ids: Iterable[str]) -> list[Delivery]:
+    def _read(self, ids: Iterable[str], key: str | None = None) -> list[Delivery]:
+        """Those that there are; with a `key`, its own."""
         ids = list(ids)
         if not ids:
             return []
@@ -184,7 +187,7 @@ class CallbackStore:
         return [
             _to_delivery(delivery_id, fields(flat), attempts, due)
             for delivery_id, (flat, attempts, due) in found
-            if flat
+            if flat and key in (None, fields(flat)["key"])
         ]
 
 

@@ -15,160 +15,13 @@ from hypothesis import strategies as st
 
 from slm_jobs import callback_urls
 from slm_jobs.callback_urls import (
-    MAX_URL,
     check_address,
     check_reachable,
     check_url,
     split,
 )
 from slm_jobs.errors import CallbackUrlRefused
-
-ADDRESS = "address_not_allowed"
-
-HOSTILE = [
-    # loopback, as people and as programs write it
-    ("https://127.0.0.1/", ADDRESS),
-    ("https://127.0.0.1:8443/admin", ADDRESS),
-    ("http://127.0.0.1:6379/", ADDRESS),
-    ("https://127.1/", ADDRESS),
-    ("https://127.0.1/", ADDRESS),
-    ("https://127.255.255.254/", ADDRESS),
-    ("https://2130706433/", ADDRESS),
-    ("https://0x7f000001/", ADDRESS),
-    ("https://0x7F.0x0.0x0.0x1/", ADDRESS),
-    ("https://0x7f.1/", ADDRESS),
-    ("https://017700000001/", ADDRESS),
-    ("https://0177.0.0.01/", ADDRESS),
-    ("https://00000177.0x0.0.1/", ADDRESS),
-    ("https://127.0.0.1./", ADDRESS),
-    ("https://%31%32%37.0.0.1/", ADDRESS),
-    ("https://127%2e0%2e0%2e1/", ADDRESS),
-    ("https://１２７.０.０.１/", ADDRESS),  # noqa: RUF001
-    ("https://127。0。0。1/", ADDRESS),
-    ("https://①②⑦.⓪.⓪.①/", ADDRESS),
-    ("https://1\u00ad27.0.0.1/", ADDRESS),
-    ("https://localhost/", "host_not_public"),
-    ("https://LOCALHOST:8443/", "host_not_public"),
-    ("https://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ/", "host_not_public"),
-    ("https://a.localhost/", "host_not_public"),
-    ("https://localhost.localdomain/", "host_not_public"),
-    ("https://localhost./", "invalid_host"),
-    ("https://[::1]/", ADDRESS),
-    ("https://[0:0:0:0:0:0:0:1]:8443/", ADDRESS),
-    # unspecified, and this network
-    ("https://0/", ADDRESS),
-    ("https://0.0.0.0/", ADDRESS),
-    ("https://0.1.2.3/", ADDRESS),
-    ("https://[::]/", ADDRESS),
-    # private, shared, link-local, and what clouds keep there
-    ("https://10.0.0.1/", ADDRESS),
-    ("https://10.255.255.255/", ADDRESS),
-    ("https://172.16.0.1/", ADDRESS),
-    ("https://172.31.255.255/", ADDRESS),
-    ("https://192.168.1.1/", ADDRESS),
-    ("https://3232235777/", ADDRESS),
-    ("https://100.64.0.1/", ADDRESS),
-    ("https://100.100.100.200/latest/meta-data/", ADDRESS),
-    ("https://169.254.169.254/latest/meta-data/", ADDRESS),
-    ("http://169.254.169.254/latest/meta-data/iam/", ADDRESS),
-    ("https://0xA9FEA9FE/", ADDRESS),
-    ("https://168.63.129.16/", ADDRESS),
-    ("https://metadata.google.internal/computeMetadata/v1/", "host_not_public"),
-    ("https://[fe80::1]/", ADDRESS),
-    ("https://[fe80::1%25eth0]/", "invalid_url"),
-    ("https://[fe80::1%eth0]/", "invalid_url"),
-    ("https://[fec0::1]/", ADDRESS),
-    ("https://[fc00::1]/", ADDRESS),
-    ("https://[fd00:ec2::254]/", ADDRESS),
-    # set aside for something else
-    ("https://192.0.0.192/", ADDRESS),
-    ("https://192.0.2.1/", ADDRESS),
-    ("https://198.51.100.1/", ADDRESS),
-    ("https://203.0.113.1/", ADDRESS),
-    ("https://198.18.0.1/", ADDRESS),
-    ("https://192.88.99.1/", ADDRESS),
-    ("https://224.0.0.1/", ADDRESS),
-    ("https://239.255.255.250/", ADDRESS),
-    ("https://240.0.0.1/", ADDRESS),
-    ("https://255.255.255.255/", ADDRESS),
-    ("https://[ff02::1]/", ADDRESS),
-    ("https://[100::1]/", ADDRESS),
-    ("https://[2001:db8::1]/", ADDRESS),
-    ("https://[3fff::1]/", ADDRESS),
-    ("https://[2001:2::1]/", ADDRESS),
-    ("https://[5f00::1]/", ADDRESS),
-    # IPv6 that carries IPv4
-    ("https://[::ffff:127.0.0.1]/", ADDRESS),
-    ("https://[::ffff:7f00:1]/", ADDRESS),
-    ("https://[::ffff:8.8.8.8]/", ADDRESS),
-    ("https://[::ffff:0:127.0.0.1]/", ADDRESS),
-    ("https://[::127.0.0.1]/", ADDRESS),
-    ("https://[::a00:1]/", ADDRESS),
-    ("https://[64:ff9b::127.0.0.1]/", ADDRESS),
-    ("https://[64:ff9b::a9fe:a9fe]/", ADDRESS),
-    ("https://[64:ff9b:1::10.0.0.1]/", ADDRESS),
-    ("https://[2002:7f00:1::1]/", ADDRESS),
-    ("https://[2002:a9fe:a9fe::]/", ADDRESS),
-    ("https://[2001:0:4136:e378:8000:63bf:f5ff:fffe]/", ADDRESS),
-    ("https://[2a00:1450:4001::5efe:10.0.0.1]/", ADDRESS),
-    ("https://[2a00:1450:4001::200:5efe:10.0.0.1]/", ADDRESS),
-    # names of local networks
-    ("https://redis/", "host_not_public"),
-    ("https://redis:8443/", "host_not_public"),
-    ("https://kubernetes.default.svc/", "host_not_public"),
-    ("https://kubernetes.default.svc.cluster.local/", "host_not_public"),
-    ("https://host.docker.internal/", "host_not_public"),
-    ("https://router.lan/", "host_not_public"),
-    ("https://nas.home.arpa/", "host_not_public"),
-    # other protocols
-    ("file:///etc/passwd", "scheme_not_allowed"),
-    ("ftp://example.com/", "scheme_not_allowed"),
-    ("gopher://127.0.0.1:6379/_FLUSHALL", "scheme_not_allowed"),
-    ("dict://127.0.0.1:11211/stat", "scheme_not_allowed"),
-    ("javascript:alert(1)", "scheme_not_allowed"),
-    ("data:text/plain,hello", "scheme_not_allowed"),
-    ("unix:///var/run/docker.sock", "scheme_not_allowed"),
-    ("ws://example.com/", "scheme_not_allowed"),
-    ("http://example.com/", "https_required"),
-    # ports
-    ("https://example.com:22/", "port_not_allowed"),
-    ("https://example.com:6379/", "port_not_allowed"),
-    ("https://example.com:80/", "port_not_allowed"),
-    ("https://example.com:0/", "port_not_allowed"),
-    ("https://8.8.8.8:53/", "port_not_allowed"),
-    ("https://example.com:65536/", "invalid_url"),
-    # what programs read differently
-    ("https://example.com@127.0.0.1/", "user_info"),
-    ("https://user:password@example.com/", "user_info"),
-    ("https://@example.com/", "user_info"),
-    ("https://127.0.0.1\\@example.com/", "invalid_url"),
-    ("https:\\\\example.com/", "invalid_url"),
-    ("https:127.0.0.1/", "invalid_url"),
-    ("https:///127.0.0.1/", "invalid_url"),
-    ("//127.0.0.1/", "invalid_url"),
-    ("127.0.0.1", "invalid_url"),
-    (" https://example.com/", "invalid_url"),
-    ("https://example.com/\r\nX-Injected: 1", "invalid_url"),
-    ("https://exa\tmple.com/", "invalid_url"),
-    ("https://example.com/\x00", "invalid_url"),
-    ("https://example.com#@127.0.0.1/", "fragment"),
-    ("https://example.com/#", "fragment"),
-    ("https://example.com../", "invalid_host"),
-    ("https://a..example.com/", "invalid_host"),
-    ("https://*.example.com/", "invalid_host"),
-    ("https://-example.com/", "invalid_host"),
-    (f"https://{'a' * 64}.com/", "invalid_host"),
-    (f"https://{'a.' * 127}com/", "invalid_host"),
-    ("https://1.2.3.4.5/", "invalid_url"),
-    ("https://999.1.1.1/", "invalid_url"),
-    ("https://4294967296/", "invalid_url"),
-    ("https://[::1/", "invalid_url"),
-    ("https://[127.0.0.1]/", "invalid_url"),
-    ("https://", "invalid_url"),
-    ("", "invalid_url"),
-    (f"https://example.com/{'a' * MAX_URL}", "too_long"),
-    (f"https://example.com/{'ü' * 1_000}", "too_long"),
-]
+from tests.slm_jobs.hostile_urls import ADDRESS, HOSTILE
 
 
 @pytest.mark.parametrize(("url", "reason"), HOSTILE)
@@ -371,11 +224,8 @@ def test_addresses_come_from_the_system(monkeypatch: pytest.MonkeyPatch) -> None
 
 # The oracle is what the standard library says about the address itself, spelled plainly.
 
-_NOT_GLOBAL_V4 = st.sampled_from(
-    ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
-                    "172.16.0.0/12", "192.0.2.0/24", "192.168.0.0/16", "198.18.0.0/15",
-                    "224.0.0.0/4", "240.0.0.0/4")
-).flatmap(lambda network: st.ip_addresses(v=4, network=network))  # fmt: skip
+_NOT_GLOBAL = ["0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"]
+_NOT_GLOBAL += ["172.16.0.0/12", "192.0.2.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3"]
 _IPV4_IN_IPV6 = [
     lambda v4: v4,
     lambda v4: (0xFFFF << 32) | v4,
@@ -389,36 +239,24 @@ _IPV4_IN_IPV6 = [
 
 
 @st.composite
-def _number(draw: st.DrawFn, value: int) -> str:
-    zeros = "0" * draw(st.integers(0, 8))
-    form = draw(st.sampled_from(["{}", "0x{}{:x}", "0X{}{:X}", "0{}{:o}"]))
-    return str(value) if form == "{}" else form.format(zeros, value)
-
-
-@st.composite
 def _spelled(draw: st.DrawFn) -> str:
     """An IPv4 address that is not global, as some program or other reads it."""
-    address = int(draw(_NOT_GLOBAL_V4))
-    shifts = draw(st.sampled_from([(0,), (24, 0), (24, 16, 0), (24, 16, 8, 0)]))
-    parts, rest = [], address
-    for shift in shifts:
-        parts.append(draw(_number(rest >> shift)))
+    network = ipaddress.IPv4Network(draw(st.sampled_from(_NOT_GLOBAL)))
+    rest = int(network[0]) + draw(st.integers(0, network.num_addresses - 1))
+    parts = []
+    for shift in draw(st.sampled_from([(0,), (24, 0), (24, 16, 0), (24, 16, 8, 0)])):
+        form = draw(st.sampled_from(["{1}", "0x{0}{1:x}", "0X{0}{1:X}", "0{0}{1:o}"]))
+        parts.append(form.format("0" * draw(st.integers(0, 4)), rest >> shift))
         rest &= (1 << shift) - 1
-    dots = st.sampled_from([".", ".", "。", "．", "%2e"])  # noqa: RUF001
-    text = parts[0] + "".join(draw(dots) + part for part in parts[1:])
-    text += draw(st.sampled_from(["", "."]))
-
-    def disguise(letter: str) -> str:
-        if letter.isdigit():
-            return draw(
-                st.sampled_from([letter] * 6 + [chr(0xFF10 + int(letter)), f"%{ord(letter):02x}"])
-            )
-        return letter
-
-    return text if "%" in text else "".join(map(disguise, text))
+    text = ".".join(parts) + draw(st.sampled_from(["", "."]))
+    for plain in draw(st.sets(st.sampled_from("0123456789.xabcdef"), max_size=4)):
+        wide = {".": "。", "x": "ⓧ"}.get(plain, chr(ord(plain) + 0xFEE0))
+        if "%" not in text:  # what is escaped stays as it is
+            text = text.replace(plain, draw(st.sampled_from([wide, f"%{ord(plain):02x}"])))
+    return text
 
 
-@settings(settings.get_profile("slm-stable"), max_examples=500)
+@settings(settings.get_profile("slm-stable"), max_examples=300)
 @given(_spelled(), st.sampled_from(["http", "https", "HTTPS"]), st.sampled_from(["", ":8443"]))
 def test_no_spelling_of_an_ipv4_address_passes(host: str, scheme: str, port: str) -> None:
     with pytest.raises(CallbackUrlRefused) as refused:
@@ -426,7 +264,7 @@ def test_no_spelling_of_an_ipv4_address_passes(host: str, scheme: str, port: str
     assert refused.value.reason == ADDRESS
 
 
-@settings(settings.get_profile("slm-stable"), max_examples=500)
+@settings(settings.get_profile("slm-stable"), max_examples=300)
 @given(st.ip_addresses(v=4), st.sampled_from(_IPV4_IN_IPV6), st.booleans())
 def test_no_ipv6_address_that_carries_ipv4_passes(
     address: object, embed: object, exploded: bool
@@ -439,7 +277,7 @@ def test_no_ipv6_address_that_carries_ipv4_passes(
         check_address(host, "example.com", 443, [])
 
 
-@settings(settings.get_profile("slm-stable"), max_examples=1_000)
+@settings(settings.get_profile("slm-stable"), max_examples=300)
 @given(st.ip_addresses())
 def test_what_the_standard_library_calls_local_is_refused(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
@@ -450,7 +288,7 @@ def test_what_the_standard_library_calls_local_is_refused(
         check_url(f"https://{host}/", [])
 
 
-@settings(settings.get_profile("slm-stable"), max_examples=1_000)
+@settings(settings.get_profile("slm-stable"), max_examples=300)
 @given(
     st.one_of(
         st.text(max_size=40),

@@ -1,0 +1,93 @@
+"""python -m worker.callbacks
+
+Delivers callbacks: POSTs what happened to jobs and batches to the URLs that were given with them,
+signed by the Standard Webhooks specification, and again by the schedule until it is answered with
+2xx. Run any number of these; each takes what is due from Redis. SIGTERM lets attempts that run come
+to their end, a second one ends at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from slm_jobs.callback_urls import resolve
+from slm_jobs.errors import SettingsError
+from slm_jobs.events import DueEvents
+from slm_jobs.settings import Settings
+from slm_jobs.store import JobStore
+from worker.callbacks.courier import Courier
+from worker.callbacks.delivery import Sender
+
+log = logging.getLogger("worker.callbacks")
+
+
+async def serve(settings: Settings, store: JobStore) -> None:
+    """Delivers until SIGTERM or SIGINT."""
+    # A name server that hangs holds a thread for long after the attempt has given up.
+    lookups = ThreadPoolExecutor(2 * settings.callback_concurrency, "lookup")
+    sender = Sender(settings, resolve=partial(resolve, executor=lookups))
+    courier = Courier(store.callbacks, sender.attempt, settings)
+    events = DueEvents(settings, courier.wake)
+
+    def on_signal(number: signal.Signals) -> None:
+        log.info("stopping at %s; a second one ends at once", number.name)
+        courier.stop()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(each, _end, 128 + each)
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, on_signal, each)
+    log.info(
+        "delivering callbacks, %d at once, %d to one host, %d attempts each",
+        settings.callback_concurrency,
+        settings.callback_per_host,
+        len(settings.callback_schedule_seconds),
+    )
+    async with events:
+        await courier.run()
+
+
+def _environment() -> str:
+    """The settings that matter here, for people."""
+    lines = ["environment:"]
+    for name, field in Settings.model_fields.items():
+        if name.startswith(("callback_", "redis_", "log_")):
+            default = field.default
+            shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+            lines += [f"  SLM_{name.upper()}={shown}", f"      {field.description}"]
+    return "\n".join(lines)
+
+
+def _end(status: int) -> None:
+    """Without waiting for threads: those in a name server's hands cannot be ended."""
+    logging.shutdown()
+    os._exit(status)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.callbacks",
+        description=(__doc__ or "").partition("\n\n")[2],
+        epilog=_environment(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    try:
+        settings = Settings.from_environment()
+    except SettingsError as error:
+        sys.exit(f"callbacks: {error}")
+    settings.configure_logging()
+    logging.getLogger("httpcore").setLevel(logging.WARNING)  # tells headers
+    asyncio.run(serve(settings, JobStore.from_settings(settings, max_connections=4)))
+    _end(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Which receivers are left alone for a while, because nothing gets through to them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+FAILURES = 5  # in a row, until a breaker opens
+FIRST_PROBE_SECONDS = (
+    1.0  # from then to the first attempt; doubled each time, as it may only restart
+)
+PROBE_SECONDS = 30.0  # at most
+_MOST = 4_096  # lanes that are remembered; the oldest are forgotten first
+
+
+@dataclass
+class _Breaker:
+    failures: int = 0
+    probe_at: float = 0.0
+    pause: float = FIRST_PROBE_SECONDS
+
+    @property
+    def open(self) -> bool:
+        return self.failures >= FAILURES
+
+
+class Breakers:
+    """A circuit breaker for each lane whose last attempt failed, so that dead receivers hold no
+    slots. An open one lets a single attempt through from time to time; any answer closes it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._breakers: dict[str, _Breaker] = {}
+
+    def note(self, lane: str, *, reached: bool) -> None:
+        """How an attempt in the lane ended."""
+        if reached:
+            if (ended := self._breakers.pop(lane, None)) and ended.open:
+                log.info("%s answers again", _host(lane))
+            return
+        breaker = self._breakers.setdefault(lane, _Breaker())
+        breaker.failures += 1
+        if breaker.failures == FAILURES:
+            log.warning("%s cannot be reached; one attempt at a time, less and less", _host(lane))
+        if breaker.open and breaker.probe_at <= self._clock():
+            breaker.probe_at = self._clock() + breaker.pause
+            breaker.pause = min(2 * breaker.pause, PROBE_SECONDS)
+        if len(self._breakers) > _MOST:
+            del self._breakers[next(iter(self._breakers))]
+
+    def busy(self, running: Mapping[str, int], per_lane: int) -> dict[str, int]:
+        """How much of each lane counts as taken, given what runs there: all of one that is to be
+        left alone, all but one of one that may be probed."""
+        taken = dict(running)
+        for lane, breaker in self._breakers.items():
+            if breaker.open:
+                probing = breaker.probe_at <= self._clock() and not running.get(lane)
+                taken[lane] = max(per_lane - probing, running.get(lane, 0))
+        return taken
+
+    def next_probe(self) -> float | None:
+        """Seconds until one may be probed that may not yet; None if there is none."""
+        now = self._clock()
+        waits = (breaker.probe_at - now for breaker in self._breakers.values())
+        return min((wait for wait in waits if wait > 0), default=None)
+
+
+def _host(lane: str) -> str:
+    return lane.rpartition(" ")[2]

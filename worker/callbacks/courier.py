@@ -1,0 +1,212 @@
+"""Keeps deliveries going, many at once, none in the way of another. For asyncio.
+
+Knows nothing of HTTP; every call to the store is made in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
+
+from slm_jobs.callback_schemas import DueDelivery, Outcome
+from slm_jobs.callbacks import CallbackStore
+from slm_jobs.errors import StoreUnavailable
+from slm_jobs.settings import Settings
+from worker.callbacks.breakers import Breakers
+from worker.callbacks.delivery import UNREACHABLE
+
+log = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 40.0  # of a lease, after the attempt, to write how it went
+LOOK_AGAIN = 5.0  # seconds: it claims at least so often, whatever was not heard
+_LEAST_WAIT = 0.01
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0  # seconds, while Redis is away
+_CLOSING_SECONDS = 4.0  # to write the last outcomes
+_MOST_OUTCOMES = 256  # in one call
+
+_Attempt = Callable[[DueDelivery], Awaitable[Outcome]]
+_T = TypeVar("_T")
+
+
+class Courier:
+    """Claims what is due, attempts it, and settles how it went: `run` until `stop`.
+
+    At least once: what was not settled within its lease, because Redis was away or this process
+    died, becomes due again.
+    """
+
+    def __init__(self, store: CallbackStore, attempt: _Attempt, settings: Settings) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._concurrency = settings.callback_concurrency
+        self._per_lane = settings.callback_per_host
+        self._grace = settings.callback_timeout_seconds
+        self._lease = settings.callback_timeout_seconds + SETTLE_SECONDS
+        self._running: dict[asyncio.Task[None], str] = {}  # and their lanes
+        self._ended: list[tuple[float, Outcome]] = []  # with the time at which the lease ends
+        self._breakers = Breakers()
+        self._wake = asyncio.Event()  # something may be claimed
+        self._settling = asyncio.Event()  # something may be settled
+        self._stopping = asyncio.Event()
+        self._closing = False  # nothing more will end
+        self._away = False
+        self._threads = ThreadPoolExecutor(2, "store")
+
+    def wake(self) -> None:
+        """Something may have become due."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """No more claims; what runs may end, within the time that an attempt may take."""
+        self._stopping.set()
+        self._wake.set()
+
+    async def run(self) -> None:
+        settler = asyncio.create_task(self._settle_all(), name="settler")
+        try:
+            await self._claim_all()
+            if self._running:
+                log.info("stopping: %d attempts may end", len(self._running))
+                await asyncio.wait(self._running, timeout=self._grace)
+            cut_off = len(self._running)
+            self._closing = True
+            self._settling.set()
+            await asyncio.wait({settler}, timeout=_CLOSING_SECONDS)
+            if lost := cut_off + len(self._ended):
+                log.warning("%d attempts have no outcome in Redis, and will be made again", lost)
+        finally:
+            tasks = {settler, *self._running}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            self._threads.shutdown(wait=False)
+
+    # Claiming
+
+    async def _claim_all(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                wait = await self._claim()
+            except StoreUnavailable as error:
+                self._note_contact(error)
+                await _wait(self._stopping, pause)
+                pause = min(2 * pause, _LAST_PAUSE)
+            except Exception:  # a dead courier would deliver nothing
+                log.exception("claiming failed")
+                await _wait(self._stopping, _LAST_PAUSE)
+            else:
+                pause = _FIRST_PAUSE
+                await _wait(self._wake, wait)
+
+    async def _claim(self) -> float:
+        """Starts what is due and has room. Returns the seconds until it is time to look again."""
+        room = self._concurrency - len(self._running)
+        if room <= 0:
+            return LOOK_AGAIN
+        lapses = asyncio.get_running_loop().time() + self._lease
+        busy = self._breakers.busy(Counter(self._running.values()), self._per_lane)
+        claim = partial(self._store.claim, per_lane=self._per_lane, lease_seconds=self._lease)
+        found, wait = await self._call(partial(claim, room, busy=busy))
+        self._note_contact(None)
+        for due in found:
+            task = asyncio.create_task(self._deliver(due, lapses), name=due.delivery.id)
+            self._running[task] = due.lane
+        probe = self._breakers.next_probe()
+        return max(min(wait, LOOK_AGAIN if probe is None else probe, LOOK_AGAIN), _LEAST_WAIT)
+
+    async def _deliver(self, due: DueDelivery, lapses: float) -> None:
+        try:
+            outcome = await self._attempt(due)
+            self._breakers.note(due.lane, reached=outcome.attempt.error not in UNREACHABLE)
+            _log_attempt(due, outcome)
+            self._ended.append((lapses, outcome))
+            self._settling.set()
+        finally:
+            if task := asyncio.current_task():
+                del self._running[task]
+
+    # Settling
+
+    async def _settle_all(self) -> None:
+        while not (self._closing and not self._ended):
+            await self._settling.wait()
+            self._settling.clear()
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """All that has ended, as long as its lease lasts."""
+        clock, pause = asyncio.get_running_loop().time, _FIRST_PAUSE
+        while self._ended:
+            several = [outcome for _, outcome in self._ended[:_MOST_OUTCOMES]]
+            try:
+                settled = await self._call(partial(self._store.settle, several))
+            except StoreUnavailable as error:
+                self._note_contact(error)
+                lost = [o.delivery_id for lapses, o in self._ended if lapses <= clock()]
+                if lost:
+                    log.warning("no outcome could be written, will deliver again: %s", lost)
+                self._ended = [entry for entry in self._ended if entry[0] > clock()]
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LAST_PAUSE)
+                continue
+            except Exception:  # it would fail again, and stand in the way of the others
+                log.exception("the outcomes of %d attempts are lost", len(several))
+            else:
+                self._note_contact(None)
+                for outcome, done in zip(several, settled, strict=True):
+                    if not done:
+                        log.info("%s was settled before, or replaced", outcome.delivery_id)
+            del self._ended[: len(several)]
+            self._wake.set()  # there is room, and Redis knows when they are due again
+
+    async def _call(self, call: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def _note_contact(self, error: StoreUnavailable | None) -> None:
+        if error and not self._away:
+            log.warning("no contact with Redis, waiting for it: %s", error)
+        elif self._away and not error:
+            log.info("Redis is back")
+        self._away = error is not None
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
+def _log_attempt(due: DueDelivery, outcome: Outcome) -> None:
+    """Without what is nobody's business: the URL's query, secrets, the payload."""
+    attempt, delivery = outcome.attempt, due.delivery
+    host = due.lane.rpartition(" ")[2]
+    said = attempt.error or f"delivered, {attempt.status}"
+    then = ""
+    if attempt.error:
+        then = "; given up" if outcome.next is None else f"; again in {outcome.next:.0f} s"
+    log.log(
+        logging.WARNING if attempt.error and outcome.next is None else logging.INFO,
+        "%s %s to %s: %s in %d ms%s",
+        delivery.id,
+        delivery.type,
+        host,
+        said,
+        attempt.duration_ms,
+        then,
+        extra={
+            "delivery_id": delivery.id,
+            "delivery_type": delivery.type,
+            "host": host,
+            "status": attempt.status,
+            "error": attempt.error,
+            "duration_ms": attempt.duration_ms,
+        },
+    )
