@@ -9,6 +9,7 @@ with Client("http://127.0.0.1:8000", api_key="slm_…") as client:  # by default
 """
 
 from slm_client.batch import Batch, BatchCounts, BatchParams, Result, RowProblem
+from slm_client.callbacks import Attempt, CallbackSecret, Delivery
 from slm_client.client import DEFAULT_URL, Client
 from slm_client.errors import (
     ApiError,
@@ -26,11 +27,14 @@ from slm_client.stream import DoneEvent, RestartEvent, StatusEvent, StreamEvent,
 __all__ = [
     "DEFAULT_URL",
     "ApiError",
+    "Attempt",
     "BadInput",
     "Batch",
     "BatchCounts",
     "BatchParams",
+    "CallbackSecret",
     "Client",
+    "Delivery",
     "DoneEvent",
     "Failure",
     "Job",

@@ -14,7 +14,9 @@ from slm_client.job import Failure, Output, Usage, read_time
 
 class BatchParams(TypedDict, total=False):
     """The options of `POST /batches`. What is left out takes the service's default; a row may say
-    otherwise. `on_invalid` is `refuse` or `skip`, `completion_window` such as `90m` or `24h`."""
+    otherwise. `on_invalid` is `refuse` or `skip`, `completion_window` such as `90m` or `24h`.
+    `callback_url` is told when the batch has ended, or of the `callback_events` alone (`running`,
+    `progress`, `completed`, `failed`, `cancelled`, `expired`)."""
 
     model: str | None
     template: str | None
@@ -30,6 +32,8 @@ class BatchParams(TypedDict, total=False):
     completion_window: str
     name: str | None
     metadata: dict[str, str]
+    callback_url: str | None
+    callback_events: list[str] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from slm_client.commands.batches import batches
 from slm_client.commands.bulk import bulk
+from slm_client.commands.callbacks import callbacks
 from slm_client.commands.demo import demo
 from slm_client.commands.generate import generate
 from slm_client.commands.jobs import jobs, queue
@@ -44,7 +45,13 @@ app = typer.Typer(
 )
 for command in (generate, bulk, up, demo, queue):
     app.command()(command)
-for name, group in (("jobs", jobs), ("batches", batches), ("models", models), ("keys", keys)):
+for name, group in (
+    ("jobs", jobs),
+    ("batches", batches),
+    ("callbacks", callbacks),
+    ("models", models),
+    ("keys", keys),
+):
     app.add_typer(group, name=name)
 
 
@@ -78,6 +85,7 @@ def slm(
       slm bulk prompts.txt -o stories.jsonl
       slm batches list
       slm jobs list
+      slm callbacks list
       slm keys create story-backend
       slm models add gpt2 --from gpt2
     """

@@ -16,6 +16,7 @@ import httpx
 from slm_client import stream
 from slm_client.batch import BatchParams, Result
 from slm_client.batches import Batches
+from slm_client.callbacks import Callbacks
 from slm_client.errors import JobFailed
 from slm_client.job import Job, Params
 from slm_client.keys import Keys
@@ -51,6 +52,7 @@ class Client:
         self._connection = Connection(base_url, key, timeout, retry_for, transport)
         self.base_url = self._connection.base_url
         self.batches = Batches(self._connection)
+        self.callbacks = Callbacks(self._connection)
         self.keys = Keys(self._connection)
 
     def submit(self, prompt: str | list[str] | None = None, **params: Unpack[Params]) -> Job:

@@ -11,7 +11,9 @@ from typing import Any, TypedDict
 class Params(TypedDict, total=False):
     """The fields of `POST /jobs` besides `prompt`. What is left out takes the service's default.
 
-    `template` and its `variables` take the place of a prompt.
+    `template` and its `variables` take the place of a prompt. `callback_url` is told when the job
+    has ended, or of the `callback_events` alone (`running`, `succeeded`, `failed`, `cancelled`,
+    `expired`), with the outputs if `callback_outputs` says so.
     """
 
     template: str
@@ -28,6 +30,9 @@ class Params(TypedDict, total=False):
     priority: int
     stream: bool
     metadata: dict[str, str]
+    callback_url: str | None
+    callback_events: list[str] | None
+    callback_outputs: bool
 
 
 @dataclass(frozen=True, slots=True)

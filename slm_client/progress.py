@@ -51,7 +51,7 @@ def summary(batch: Batch) -> str:
     if not batch.seconds:
         return f"{said}; {tokens:,} tokens"
     rate = f"{tokens / batch.seconds:,.0f} tokens/s"
-    return f"{said}; {tokens:,} tokens in {batch.seconds:,.1f} s: {rate}"
+    return f"{said}; {tokens:,} tokens in {duration(batch.seconds)}: {rate}"
 
 
 def uploaded(sent: int, total: int) -> str:
@@ -59,6 +59,13 @@ def uploaded(sent: int, total: int) -> str:
     if sent == total:
         return "uploaded; the service checks the last rows"
     return f"uploading {sent / _MEGA:,.1f} of {total / _MEGA:,.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Such as 20 ms, 4.2 s or 1:02:03."""
+    if seconds < 1:
+        return f"{seconds * 1000:,.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
 
 
 def clock(seconds: float) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from slm_client.batch import Batch, Result
 from slm_client.errors import BadInput
 from slm_client.plots import bar_plot, bins, line_plot
-from slm_client.progress import clock
+from slm_client.progress import duration
 
 _STORIES = 6
 _LONGEST_TEXT = 3000  # characters of a story that are shown
@@ -192,8 +192,7 @@ def _tiles(batch: Batch, seconds: float) -> str:
     tiles.append(("tokens generated", f"{usage.completion_tokens:,}", ""))
     tiles.append(("tokens of prompts", f"{usage.prompt_tokens:,}", ""))
     if seconds > 0:
-        long = clock(seconds) if seconds >= 60 else f"{seconds:.1f} s"
-        tiles.append(("from first to last", long, ""))
+        tiles.append(("from first to last", duration(seconds), ""))
         tiles.append(("tokens per second", f"{usage.completion_tokens / seconds:,.0f}", ""))
         tiles.append(("rows per second", f"{counts.succeeded / seconds:,.1f}", ""))
     cells = "".join(

@@ -1,5 +1,5 @@
-"""The whole service on one machine: Redis, an API key, the api, workers. Knows how each is started
-and which environment variables configure it, and nothing of what they do.
+"""The whole service on one machine: Redis, an API key, the api, callbacks, workers. Knows how each
+is started and which environment variables configure it, and nothing of what they do.
 
 <data-dir>/
 ├── lock         held while it runs; also by Redis, so that no second one opens the same files
@@ -32,6 +32,10 @@ from slm_client.supervisor import Supervisor
 _API_SHUTDOWN_SECONDS = 5  # for open connections; then uvicorn closes them
 _DEFAULT_DRAIN_SECONDS = 20.0  # of the worker, unless SLM_DRAIN_SECONDS says otherwise
 _AFTER_DRAIN_SECONDS = 10.0  # to hand jobs back and to leave
+_DEFAULT_CALLBACK_SECONDS = (
+    20.0  # of an attempt, unless SLM_CALLBACK_TIMEOUT_SECONDS says otherwise
+)
+_AFTER_CALLBACK_SECONDS = 5.0  # to write how it went
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ class Stack:
         return self._supervisor.pids() if self._supervisor else {}
 
     def stop(self) -> None:
-        """Workers first (they drain), then the api, then Redis. Safe to repeat.
+        """Workers first (they drain), then callbacks (the last ones go out), then the api, then
+        Redis. Safe to repeat.
 
         A KeyboardInterrupt meanwhile kills everything at once, and is raised again.
         """
@@ -219,7 +224,7 @@ def make_plan(options: StackOptions, lock_fd: int) -> Plan:
 
 
 def service_parts(plan: Plan) -> list[list[Part]]:
-    """Redis, then the key, then the api, then the workers."""
+    """Redis, then the key, then the api, then callbacks, then the workers."""
     options = plan.options
     key = Part(
         "api-key",
@@ -239,8 +244,15 @@ def service_parts(plan: Plan) -> list[list[Part]]:
         plan.env,
         grace=2.0 * _API_SHUTDOWN_SECONDS,
     )
+    callbacks = Part(
+        "callbacks",
+        module("worker.callbacks"),
+        plan.env,
+        grace=_seconds(plan, "SLM_CALLBACK_TIMEOUT_SECONDS", _DEFAULT_CALLBACK_SECONDS)
+        + _AFTER_CALLBACK_SECONDS,
+    )
     workers = [_worker(plan, number) for number in range(1, options.workers + 1)]
-    return [*_redis(plan), [key], [api], workers]
+    return [*_redis(plan), [key], [api], [callbacks], workers]
 
 
 def _redis(plan: Plan) -> Sequence[list[Part]]:
@@ -262,16 +274,17 @@ def _worker(plan: Plan, number: int) -> Part:
             "--without-gossip --without-mingle".split(),
         ),
         plan.env,
-        grace=_drain_seconds(plan) + _AFTER_DRAIN_SECONDS,
+        grace=_seconds(plan, "SLM_DRAIN_SECONDS", _DEFAULT_DRAIN_SECONDS) + _AFTER_DRAIN_SECONDS,
     )
 
 
-def _drain_seconds(plan: Plan) -> float:
-    given = plan.env.get("SLM_DRAIN_SECONDS") or os.environ.get("SLM_DRAIN_SECONDS")
+def _seconds(plan: Plan, name: str, default: float) -> float:
+    """Of a setting that the parts read for themselves."""
+    given = plan.env.get(name) or os.environ.get(name)
     try:
-        return float(given or _DEFAULT_DRAIN_SECONDS)
+        return float(given or default)
     except ValueError:
-        return _DEFAULT_DRAIN_SECONDS  # the worker will say what is wrong with it
+        return default  # the part will say what is wrong with it
 
 
 def cores() -> int:

@@ -32,6 +32,15 @@ class _OnInvalid(StrEnum):
     SKIP = "skip"
 
 
+class _Event(StrEnum):
+    RUNNING = "running"
+    PROGRESS = "progress"  # each tenth of the rows
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
 def bulk(
     prompts: Annotated[
         str,
@@ -90,6 +99,14 @@ def bulk(
     name: Annotated[
         str | None, typer.Option(help="For people: what the batch is called.", show_default=False)
     ] = None,
+    callback_url: options.CallbackUrl = None,
+    callback_event: Annotated[
+        list[_Event] | None,
+        typer.Option(
+            help="What to be told of; may be repeated. progress: each tenth of the rows.",
+            show_default="its end",
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -117,10 +134,13 @@ def bulk(
       slm bulk rows.jsonl.gz -o stories.csv --seed 1 --max-tokens 300 --n 2
       slm bulk animals.csv -o stories/ --template animal --report stories.html
       slm bulk prompts.txt -o stories.jsonl --detach
+      slm bulk prompts.txt --detach --callback-url https://example.org/hook
       head -5 prompts.txt | slm bulk - > five.jsonl
     """
     if detach and report:
         raise typer.BadParameter("--detach does not wait for what --report shows")
+    if callback_event and not callback_url:
+        raise typer.BadParameter("--callback-event needs a --callback-url")
     target, flags = Output(output), flags_for(url, data_dir)
     refuse_to_lose(prompts, target)
     check_report(report)
@@ -137,6 +157,10 @@ def bulk(
         "completion_window": window,
         "name": name,
     }
+    if callback_url:
+        params["callback_url"] = callback_url
+    if callback_event:
+        params["callback_events"] = [event.value for event in callback_event]
     key = choose_key(api_key, url, data_dir)
     with named(prompts, format_) as (source, kind):
         digest = digest_of(source, kind, params)

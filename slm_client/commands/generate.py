@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -17,6 +18,14 @@ from slm_client.job import Job, Params
 from slm_client.stream import DoneEvent, RestartEvent, TokenEvent
 
 _PARTS = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]{0,63})\}")  # of a template: braces, variables
+
+
+class _Event(StrEnum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
 
 
 def generate(
@@ -52,6 +61,14 @@ def generate(
             show_default="on a terminal, yes",
         ),
     ] = None,
+    callback_url: options.CallbackUrl = None,
+    callback_event: Annotated[
+        list[_Event] | None,
+        typer.Option(help="What to be told of; may be repeated.", show_default="every end"),
+    ] = None,
+    callback_outputs: Annotated[
+        bool, typer.Option("--callback-outputs", help="Put the story into the callback.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole job as JSON.")] = False,
     url: options.Url = DEFAULT_URL,
     api_key: options.ApiKey = None,
@@ -68,6 +85,7 @@ def generate(
       slm generate "The dog ran" --temperature 0 --max-tokens 50
       slm generate "Lily had a red ball." --seed 7 --json
       slm generate --template animal --var animal=fox --var name=Finn
+      slm generate "Once upon a time" --callback-url https://example.org/hook
     """
     if (prompt is None) == (template is None):
         raise typer.BadParameter("give either a PROMPT or a --template")
@@ -79,6 +97,14 @@ def generate(
         raise typer.BadParameter("--var needs a --template")
     if priority:
         params["priority"] = priority
+    if callback_url:
+        params["callback_url"] = callback_url
+    elif callback_event or callback_outputs:
+        raise typer.BadParameter("--callback-event and --callback-outputs need a --callback-url")
+    if callback_event:
+        params["callback_events"] = [event.value for event in callback_event]
+    if callback_outputs:
+        params["callback_outputs"] = True
     streams = not as_json and (sys.stdout.isatty() if stream is None else stream)
     if streams:
         params["stream"] = True

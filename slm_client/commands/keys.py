@@ -9,12 +9,15 @@ import typer
 from slm_client.client import DEFAULT_URL
 from slm_client.commands import options
 from slm_client.commands.options import print_json, print_result, print_table, screen
+from slm_client.commands.secret import secret
 from slm_client.keys import KeySettings
 
 keys = typer.Typer(
     no_args_is_help=True,
-    help="Make, list, rotate and revoke API keys. Needs an admin key, as `slm up` keeps one.",
+    help="Make, list, rotate and revoke API keys, with an admin key, as `slm up` keeps one; show "
+    "and rotate the secret of your own key's callbacks.",
 )
+keys.add_typer(secret, name="secret")
 
 _Id = Annotated[
     str, typer.Argument(metavar="ID", help="As `slm keys list` shows it.", show_default=False)
@@ -45,7 +48,10 @@ def create(
     callback_host: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="HOST", help="Where callbacks may go; may be repeated.", show_default="nowhere"
+            metavar="HOST",
+            help="Where callbacks may go besides public https addresses: a host, host:port, "
+            "*.domain, address or CIDR; may be repeated.",
+            show_default="nowhere",
         ),
     ] = None,
     unlimited: Annotated[
@@ -64,6 +70,7 @@ def create(
       slm keys create story-backend
       slm keys create nightly --unlimited --max-priority 5
       slm keys create partner --requests-per-minute 60 --tokens-per-minute 50000
+      slm keys create shop --callback-host shop.internal:8443 --callback-host 10.1.0.0/16
       slm keys create ops --admin > ops.key
     """
     limits: dict[str, int | None] = {

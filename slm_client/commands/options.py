@@ -56,6 +56,15 @@ Seed = Annotated[
     int | None, typer.Option(min=0, help="Same seed, same text.", show_default="drawn")
 ]
 
+CallbackUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Where to be told of its end, with a signed POST; repeated until it is answered.",
+        show_default=False,
+    ),
+]
+
 
 def connect(url: str, api_key: str | None, data_dir: Path, *, retry_for: float = 3.0) -> Client:
     """A client with the options' key, or that of the service on this machine."""

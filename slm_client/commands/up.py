@@ -61,10 +61,11 @@ def up(
         ),
     ] = None,
 ) -> None:
-    """Run the service here: Redis, the api and workers.
+    """Run the service here: Redis, the api, workers, and a process that delivers callbacks.
 
     What dies is restarted. Ctrl-C stops everything cleanly: running jobs get 20 s to finish, the
-    rest stays queued in the data folder for the next `slm up`. A second Ctrl-C stops at once.
+    rest, and callbacks that are still due, stay in the data folder for the next `slm up`. A second
+    Ctrl-C stops at once.
 
     The first start makes an admin's API key and keeps it in the data folder; other commands find it
     there. `slm keys create` makes keys for others.

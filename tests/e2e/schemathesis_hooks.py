@@ -17,6 +17,8 @@ MODEL = "tiny"
 GENERATING = ("/jobs", "/batches", "/generate", "/v1/completions")  # what takes `max_tokens`
 LONGEST = 8  # tokens: texts fit the context, and nothing has to wait long
 MOST = 4  # outputs for each prompt: of 16 prompts 64, as many as a job may have
+# The key of the run may send callbacks there; nobody listens, and no name is looked up.
+CALLBACK_URL = "http://127.0.0.1:9/hook"
 TEMPLATE = {"template": "animal", "variables": {"animal": "fox", "name": "Bo"}}
 # Requests of the right form that are refused all the same, by what they are refused for: names of
 # things that are not there, a prompt and max_tokens that do not fit the context, 16 prompts of
@@ -53,9 +55,18 @@ def map_body(context: Any, body: Any) -> Any:
 
     What is wrong with a body stays wrong.
     """
-    if not isinstance(body, dict) or not context.operation.path.startswith(GENERATING):
+    if not isinstance(body, dict):
+        return body
+    if isinstance(hosts := body.get("callback_hosts"), list):
+        return {
+            **body,
+            "callback_hosts": ["a.example" if _is_text(host, 261) else host for host in hosts],
+        }
+    if not context.operation.path.startswith(GENERATING):
         return body
     named = _named(body)
+    if named.get("callback_url", "") is None:  # as if it were not there, but for that of the query
+        del named["callback_url"]
     if isinstance(body.get("template"), str) and _texts(body.get("variables", {})):
         named |= TEMPLATE if context.operation.path == "/jobs" else {}
     return named
@@ -66,6 +77,8 @@ def map_query(context: Any, query: Any) -> Any:
     """Likewise."""
     if not isinstance(query, dict) or context.operation.label != "POST /batches":
         return query
+    if "callback_events" in query:  # which need it
+        query = {"callback_url": CALLBACK_URL, **query}
     return _named(query)
 
 
@@ -99,12 +112,18 @@ def _named(fields: dict[str, Any]) -> dict[str, Any]:
     named: dict[str, Any] = {"model": MODEL} if isinstance(fields.get("model"), str) else {}
     if isinstance(fields.get("metadata"), str):  # JSON in a text
         named["metadata"] = '{"a": "b"}'
+    if _is_text(fields.get("callback_url"), 2_048):
+        named["callback_url"] = CALLBACK_URL
     tokens, n = fields.get("max_tokens", 300), fields.get("n")
     if isinstance(tokens, int | float) and LONGEST < tokens <= 300:
         named["max_tokens"] = tokens % LONGEST + 1
     if isinstance(n, int | float) and MOST < n <= 64:
         named["n"] = n % MOST + 1
     return {**fields, **named}
+
+
+def _is_text(value: Any, longest: int) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= longest
 
 
 def _texts(variables: Any) -> bool:

@@ -30,7 +30,8 @@ def until(condition: Callable[[], object], what: str, timeout: float = 60.0) -> 
 
 
 class Service:
-    """Redis, an api or several, and any number of workers; `folder` gets their logs and data."""
+    """Redis, an api or several, any number of workers and callback processes; `folder` gets their
+    logs and data."""
 
     def __init__(self, folder: Path, manifest: Path) -> None:
         self.folder = folder
@@ -82,6 +83,9 @@ class Service:
         )
         self.workers.append(worker)
         return worker
+
+    def start_callbacks(self) -> subprocess.Popen[bytes]:
+        return self._run(f"callbacks-{len(self._processes)}", "-m worker.callbacks")
 
     def kill_worker(self, worker: subprocess.Popen[bytes]) -> None:
         worker.send_signal(signal.SIGKILL)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import signal
+import subprocess
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from slm_client.batch import Result
 from slm_core import Engine, SamplingParams
 from tests.e2e.service import LEASE_SECONDS, SLOTS, Service, until
+from tests.slm_client.processes import SLM
 
 ROWS = int(os.environ.get("SLM_BATCH_ROWS", "2000"))  # 20,000 for the long form
 KILLS = 5
@@ -100,3 +105,32 @@ def test_a_worker_added_later_joins_within_two_seconds(service: Service) -> None
     service.client.batches.cancel(batch.id)
     assert service.client.batches.wait(batch.id, timeout=60).status == "cancelled"
     assert joined < 10  # 2 s on an idle machine
+
+
+def test_ctrl_c_leaves_a_batch_that_the_same_command_comes_back_to(
+    service: Service, tmp_path: Path
+) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    prompts.write_text("".join(f"{row['prompt']}\n" for row in rows(400)))
+    command = [*SLM, "bulk", prompts, "-o", out, "--max-tokens", "60", "--url", service.url]
+    env = {**os.environ, "SLM_API_KEY": service.api_key}
+    bulk = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    with bulk:
+        until(lambda: out.exists() and out.stat().st_size, "the first rows are written")
+        bulk.send_signal(signal.SIGINT)
+        _, said = bulk.communicate(timeout=30)
+    assert bulk.returncode == 130
+    assert "Traceback" not in said
+    told = re.search(
+        r"(batch_\w+) goes on in the service\. The same command comes back to it", said
+    )
+    assert told
+    batch = service.client.batches.get(told[1])
+    assert (batch.status, batch.cancel_requested) == ("running", False)
+
+    again = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert f"The same was asked for before: {batch.id}" in again.stderr
+    written = [json.loads(line)["custom_id"] for line in out.read_text().splitlines()]
+    assert sorted(map(int, written)) == list(range(1, 401))
+    assert not list(tmp_path.glob("*.batch"))
+    assert next(service.client.batches.list(limit=1)).id == batch.id  # it made no other

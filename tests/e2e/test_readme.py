@@ -6,11 +6,16 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
 
-from tests.e2e.service import Service
+from slm_client.redis_server import free_port
+from tests.e2e.service import Service, until
 from tests.test_readme import README
 
 pytestmark = pytest.mark.timeout(120)
@@ -63,6 +68,33 @@ def test_openai_example_runs(service: Service, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("SLM_API_KEY", service.api_key)
     code = example("openai").replace(ADDRESS, service.url).replace("tinystories", "tiny")
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+
+
+def test_callback_examples_run(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not (bash := shutil.which("bash")):
+        pytest.skip("needs bash")
+    port, programs = free_port(), f"{Path(sys.executable).parent}/"
+    monkeypatch.setenv("SLM_URL", service.url)
+    monkeypatch.setenv("SLM_API_KEY", service.api_key)
+    monkeypatch.setenv("SLM_CALLBACK_SECRET", service.client.callbacks.secrets()[0].secret)
+    defined: dict[str, Any] = {}
+    exec(compile(example("callback"), "README.md", "exec"), defined)  # noqa: S102
+    commands = example("callback-sh").replace(".venv/bin/", programs).replace("9000", str(port))
+    service.start_callbacks()
+    receiver = uvicorn.Server(uvicorn.Config(defined["app"], port=port, log_level="warning"))
+    thread = threading.Thread(target=receiver.run)
+    thread.start()
+    try:
+        done = subprocess.run([bash, "-ec", commands], check=True, capture_output=True, text=True)
+        assert done.stdout.startswith("Once upon a time")
+        job = next(service.client.jobs(limit=1))
+        told = f"job.succeeded {job.id} {service.url}/jobs/{job.id}\n"
+        until(lambda: told in capsys.readouterr().out, "the callback has come")
+    finally:
+        receiver.should_exit = True
+        thread.join()
 
 
 def test_engine_example_runs() -> None:

@@ -108,6 +108,13 @@ def test_operations_have_names_that_clients_can_keep(document: Any) -> None:
         "delete_batch": ("delete", "/batches/{id}"),
         "read_results": ("get", "/batches/{id}/results"),
         "read_errors": ("get", "/batches/{id}/errors"),
+        "list_job_callbacks": ("get", "/jobs/{id}/callbacks"),
+        "replay_job_callbacks": ("post", "/jobs/{id}/callbacks/replay"),
+        "list_batch_callbacks": ("get", "/batches/{id}/callbacks"),
+        "replay_batch_callbacks": ("post", "/batches/{id}/callbacks/replay"),
+        "list_failed_callbacks": ("get", "/callbacks"),
+        "read_callback_secrets": ("get", "/callbacks/secret"),
+        "rotate_callback_secret": ("post", "/callbacks/secret/rotate"),
         "generate": ("post", "/generate"),
         "generate_with": ("post", "/generate/{model}"),
         "list_models": ("get", "/models"),
@@ -142,7 +149,7 @@ def test_links_lead_to_operations(document: Any) -> None:
         for response in operation["responses"].values()
         for link in response.get("links", {}).values()
     ]
-    assert len(found) == 27
+    assert len(found) == 31
     for link in found:
         _, path = named[link["operationId"]]
         assert set(re.findall(r"{(\w+)}", path)) == set(link["parameters"])

@@ -18,6 +18,7 @@ import httpx
 
 from tests.slm_client import fake_http
 from tests.slm_client.fake_batches import FakeBatches, problem
+from tests.slm_client.fake_callbacks import FakeCallbacks
 from tests.slm_client.fake_http import Answer, Events
 
 KEY = f"slm_{'a' * 10}_{'s' * 43}"
@@ -67,6 +68,7 @@ class FakeService:
         self.tokens = tokens
         self.is_ready = True
         self.batches = FakeBatches(slots, lambda: self.seconds)
+        self.callbacks = FakeCallbacks()
         self._replays: dict[str, str] = {}  # Idempotency-Key -> job id
         self._free_at = [0.0] * slots
         self._changed = threading.Condition()
@@ -122,6 +124,8 @@ class FakeService:
                 return self._create(request)
             case "GET", ["jobs"]:
                 return self._list(request.query)
+            case _, ["callbacks", *rest] | ["jobs" | "batches", _, "callbacks", *rest]:
+                return self.callbacks.answer(request, rest)
             case method, ["jobs", job_id, *rest]:
                 if job_id not in self.jobs:
                     return problem(404, "not_found", "there is no such job")

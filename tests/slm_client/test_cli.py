@@ -19,7 +19,9 @@ COMMANDS = [
     *("batches list", "batches show", "batches results", "batches errors"),
     *("batches cancel", "batches retry", "batches delete", "batches report"),
     *("jobs list", "jobs show", "jobs cancel", "jobs delete"),
+    *("callbacks list", "callbacks replay"),
     *("keys create", "keys list", "keys rotate", "keys revoke"),
+    *("keys secret show", "keys secret rotate"),
     *("models list", "models add", "models check"),
 ]
 
@@ -29,7 +31,7 @@ def test_help_has_examples_and_defaults(command: str) -> None:
     first, *rest = command.split()
     assert first in slm("--help").stdout
     if rest:
-        assert rest[0] in slm(first, "--help").stdout
+        assert rest[-1] in slm(first, *rest[:-1], "--help").stdout
     help_text = slm(*command.split(), "--help").stdout
     assert f"\n    slm {command}" in help_text
     assert "[default: " in help_text

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from slm_client import Batch, progress
-from slm_client.progress import clock, display, line, summary, uploaded
+from slm_client.progress import clock, display, duration, line, summary, uploaded
 from tests.slm_client.examples import batch
 
 
@@ -35,12 +35,16 @@ def test_a_summary_says_what_came_of_it() -> None:
         "8,000 tokens in 20.0 s: 400 tokens/s"
     )
     assert summary(batch(started_at=None)).endswith("; 8,000 tokens")
+    short = batch(finished_at="2026-11-21T12:00:01.016Z")
+    assert summary(short).endswith("; 8,000 tokens in 16 ms: 500,000 tokens/s")
 
 
 def test_uploads_and_clocks() -> None:
     assert uploaded(12_340_000, 1_256_000_000) == "uploading 12.3 of 1,256.0 MB"
     assert uploaded(5, 5) == "uploaded; the service checks the last rows"
     assert [clock(seconds) for seconds in (0, 59.6, 3600)] == ["0:00", "1:00", "1:00:00"]
+    said = [duration(seconds) for seconds in (0.001, 0.25, 1, 59.94, 3671)]
+    assert said == ["1 ms", "250 ms", "1.0 s", "59.9 s", "1:01:11"]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -30,12 +30,17 @@ def test_a_stack_serves_and_stops(options: StackOptions, data_dir: Path) -> None
         with Client(stack.url, stack.api_key) as client:
             assert client.generate("Once").succeeded
         pids = stack.pids()
-        assert list(pids) == ["redis", "api", "worker-1", "worker-2"]
+        assert list(pids) == ["redis", "api", "callbacks", "worker-1", "worker-2"]
         redis_port = int(stack.plan.redis_url.split(":")[2].split("/")[0])
         assert answers(redis_port)
     assert not stack.ready()
     assert not any(lives(pid) for pid in pids.values())
-    assert events[-3:] == ["stopping worker-1, worker-2", "stopping api", "stopping redis"]
+    assert events[-4:] == [
+        "stopping worker-1, worker-2",
+        "stopping callbacks",
+        "stopping api",
+        "stopping redis",
+    ]
     assert list((data_dir / "redis").glob("appendonly*"))
     log = (data_dir / "logs" / "worker-2.log").read_text()
     assert f"-{stack.plan.options.port}-2@%h --without-gossip --without-mingle" in log
@@ -147,12 +152,14 @@ def test_the_plan_follows_options_and_environment(
     assert [[part.name for part in stage] for stage in stages] == [
         ["api-key"],
         ["api"],
+        ["callbacks"],
         ["worker-1", "worker-2", "worker-3"],
     ]
     key_file = str(data_dir / "api_key")
     assert list(stages[0][0].command[2:]) == ["slm_jobs.bootstrap_key", "--file", key_file]
     assert list(stages[1][0].command[:4]) == [sys.executable, "-m", "uvicorn", "api.app:app"]
-    worker = stages[2][0]
+    callbacks, worker = stages[2][0], stages[3][0]
+    assert (list(callbacks.command[1:]), callbacks.grace) == (["-m", "worker.callbacks"], 25)
     assert list(worker.command[:6]) == [
         sys.executable,
         "-m",
@@ -163,7 +170,10 @@ def test_the_plan_follows_options_and_environment(
     ]
     assert worker.grace == 30
     monkeypatch.setenv("SLM_DRAIN_SECONDS", "60")
-    assert service_parts(plan)[2][0].grace == 70
+    monkeypatch.setenv("SLM_CALLBACK_TIMEOUT_SECONDS", "wrong")
+    assert [service_parts(plan)[stage][0].grace for stage in (2, 3)] == [25, 70]
+    monkeypatch.setenv("SLM_CALLBACK_TIMEOUT_SECONDS", "5")
+    assert service_parts(plan)[2][0].grace == 10
 
 
 def test_the_environment_says_which_hosts_are_allowed(

@@ -71,7 +71,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_it_serves_until_a_signal(start: Start, number: signal.Signals) -> None:
     up = start()
     children = up.ready()
-    assert len(children) == 3
+    assert len(children) == 4
     url = f"http://127.0.0.1:{up.port}"
     key = (up.folder / ".slm" / "api_key").read_text().strip()
     with Client(url, key) as client:
@@ -88,7 +88,8 @@ def test_it_serves_until_a_signal(start: Start, number: signal.Signals) -> None:
     up.process.send_signal(number)
     up.process.send_signal(number)  # a double: counts as one
     assert up.process.wait(10) == 0
-    assert up.text().endswith("stopping worker-1\nstopping api\nstopping redis\nStopped.\n")
+    order = ("worker-1", "callbacks", "api", "redis")
+    assert up.text().endswith("".join(f"stopping {part}\n" for part in order) + "Stopped.\n")
     assert not any(lives(child.pid) for child in children)
 
 
