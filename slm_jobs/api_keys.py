@@ -33,7 +33,9 @@ _MOST = 2**36  # above it, the meters' whole numbers would no longer be exact
 
 
 # As long as a name of DNS may be, with `*.` and a port.
-CallbackHost = Annotated[str, StringConstraints(max_length=261), AfterValidator(check_entry)]
+CallbackHost = Annotated[
+    str, StringConstraints(min_length=1, max_length=261), AfterValidator(check_entry)
+]
 
 
 class KeyProof(NamedTuple):

@@ -107,8 +107,11 @@ class BatchStore:
             return BatchBegun(*details)
         raise refusal(outcome, details)
 
-    def add_rows(self, batch_id: str, rows: Sequence[BatchRow]) -> list[Duplicate]:
-        """Adds up to 500 rows, all but those whose custom_id the batch has already.
+    def add_rows(
+        self, batch_id: str, rows: Sequence[BatchRow], *, call: int | None = None
+    ) -> list[Duplicate]:
+        """Adds up to 500 rows, all but those whose custom_id the batch has already. `call` numbers
+        the calls of an upload, so that one may be repeated when its reply was lost.
 
         Raises RateLimited for the key's ceilings, QueueFull, and BatchGone; then none was added.
         """
@@ -118,7 +121,12 @@ class BatchStore:
             for part in (row.custom_id, row.line, row.tokens, row.outputs, pack_row(row))
         )
         outcome, *details = self._run(
-            "batch_add", batch_id, int(self._nearly_full()), UPLOAD_SECONDS * 1000, *parts
+            "batch_add",
+            batch_id,
+            call or "-",
+            int(self._nearly_full()),
+            UPLOAD_SECONDS * 1000,
+            *parts,
         )
         if outcome == "gone":
             raise BatchGone(batch_id)
@@ -129,10 +137,12 @@ class BatchStore:
             for index, line in zip(details[::2], details[1::2], strict=True)
         ]
 
-    def add_invalid(self, batch_id: str, problems: Sequence[RowProblem]) -> None:
-        """Takes wrong rows down as failed. Raises BatchGone."""
+    def add_invalid(
+        self, batch_id: str, problems: Sequence[RowProblem], *, call: int | None = None
+    ) -> None:
+        """Takes wrong rows down as failed. `call`: as with `add_rows`. Raises BatchGone."""
         entries = map(pack_problem, problems)
-        if not self._run("batch_invalid", batch_id, UPLOAD_SECONDS * 1000, *entries):
+        if not self._run("batch_invalid", batch_id, call or "-", UPLOAD_SECONDS * 1000, *entries):
             raise BatchGone(batch_id)
 
     def commit(self, batch_id: str, digest: str) -> Batch:

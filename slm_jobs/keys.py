@@ -18,6 +18,8 @@
     slm:worker_info         hash    worker id -> its `WorkerInfo` as JSON
     slm:janitor             string  held by the one that sweeps
     slm:serve:<model>       list    tickets, read by Celery; named in `tickets`
+    slm:discarded           list    keys that the janitor empties bit by bit
+    slm:discarded:<n>               one of these
     slm:nothing                     never exists; deleting it is a harmless write
 
     slm:key:<key>           hash    an API key: its limits, and a digest of its secret
@@ -29,6 +31,8 @@
 
     slm:suspects:<model>    zset    ids of waiting work that crashed a worker; score: place in line
     slm:turn                string  "<model> <worker>": who empties itself to run suspects
+    slm:turn_jobs           string  whether jobs come before its next suspect, see `claim.lua`
+    slm:claimed:<worker>    string  "<claim> <id> <attempt> ...": what its last claim was given
 
     slm:batch:<id>          hash    a batch's record; it expires only after the batch ended
     slm:rows:<id>           hash    row -> "<tokens> <outputs> <packed>"; not of rows that succeeded
@@ -86,6 +90,8 @@ TICKETS = "slm:tickets"
 WORKERS = "slm:workers"
 WORKER_INFO = "slm:worker_info"
 JANITOR = "slm:janitor"
+DISCARDED = "slm:discarded"
+DISCARDED_KEY = "slm:discarded:"
 NOTHING = "slm:nothing"
 
 KEY = "slm:key:"
@@ -97,6 +103,8 @@ IDEMPOTENCY = "slm:idempotency:"
 
 SUSPECTS = "slm:suspects:"
 TURN = "slm:turn"
+TURN_JOBS = "slm:turn_jobs"
+CLAIMED = "slm:claimed:"
 
 BATCH = "slm:batch:"
 ROWS = "slm:rows:"

@@ -79,8 +79,7 @@ class JobStore:
     """Jobs in one Redis, which `redis` reaches with `decode_responses=True`. Safe for threads.
 
     Every method raises StoreUnavailable when Redis does not answer in time, is loading, or refuses
-    to write. Then what was asked may or may not have happened; repeating the call is safe. A claim
-    whose reply was lost comes back when its lease expires.
+    to write. Then what was asked may or may not have happened; repeating the call is safe.
 
     `clock_offset_ms` is added to Redis's clock: tests move time with it.
     """
@@ -288,16 +287,37 @@ class JobStore:
     # Workers
 
     def claim_next(
-        self, model: str, *, worker: str, jobs: bool = True, rows: int = 0, alone: bool = True
+        self,
+        model: str,
+        *,
+        worker: str,
+        jobs: bool = True,
+        rows: int = 0,
+        alone: bool = True,
+        claim: int | None = None,
+        answered: int | None = None,
     ) -> list[Work]:
         """What `worker` runs next, leased to it as a new attempt: a waiting job, or else rows of
         batches with `rows` outputs together, or one row that may have more.
 
         Work that crashed a worker goes first, by itself, to a worker that holds nothing (`alone`);
-        one that waits for it is given nothing until then.
+        one that waits for it is given jobs at most until then.
+
+        A worker that makes one claim at a time may number them, and name the last one that was
+        `answered`: what later ones were given goes back at once, and not as after a crash.
         """
         is_alone, works, specs = self._run(
-            "claim", model, worker, self._lease_ms, int(jobs), rows, int(alone), raw=True
+            "claim",
+            model,
+            worker,
+            self._lease_ms,
+            int(jobs),
+            rows,
+            int(alone),
+            int(self._memory.nearly_full()),
+            claim or "",
+            answered or "",
+            raw=True,
         )
         batches = dict(zip(specs[::2], map(json.loads, specs[1::2]), strict=True))
         claimed = [_to_work(model, work, batches) for work in works]

@@ -58,6 +58,8 @@ class Claims:
         self._loads = {model: _Load(room) for model, room in rooms.items()}
         self._wake = wake
         self._alone = False  # something runs that must
+        self._claim_number = 0
+        self._answered: int | None = None  # the last claim whose reply came
         self._closed = False
         self._changed = threading.Condition()
 
@@ -127,13 +129,21 @@ class Claims:
     def _claim(self, model: str, *, jobs: bool, rows: int, alone: bool) -> list[Work]:
         if self._closed or not (jobs or rows):
             return []
+        self._claim_number += 1
         try:
             works = self._store.claim_next(
-                model, worker=self._worker, jobs=jobs, rows=rows, alone=alone
+                model,
+                worker=self._worker,
+                jobs=jobs,
+                rows=rows,
+                alone=alone,
+                claim=self._claim_number,
+                answered=self._answered,
             )
         except StoreUnavailable as error:
             log.warning("cannot claim work: %s", error)
             return []
+        self._answered = self._claim_number
         for work in works:
             self._leases.hold(work)
         self._alone = any(work.alone for work in works)

@@ -1,27 +1,34 @@
--- batch_add(batch, whether Redis is nearly full, ms after which an upload that fell silent is given up,
---           custom_id, line, tokens, outputs, packed, custom_id, ...)
+-- batch_add(batch, number of this call in its upload or -, whether Redis is nearly full, ms after which an
+--           upload that fell silent is given up, custom_id, line, tokens, outputs, packed, custom_id, ...)
 -- -> {"ok", i, line, ...}: the custom_id of row i, from 0, is taken by that line, so it was not added
---    {"gone"} | {"memory"} | {"limited": {the quotas}}
-local batch, nearly_full, upload_ms = ARGV[2], ARGV[3] == '1', ARGV[4]
+--    {"gone"} | {"memory"} | {"limited": {the quotas}}; then nothing has changed
+local batch, call, nearly_full, upload_ms = ARGV[2], ARGV[3], ARGV[4] == '1', ARGV[5]
 local time = now()
 
 local record = redis.call(
-  'HMGET', BATCH .. batch, 'status', 'key', 'rows', 'pending', 'waiting_tokens')
+  'HMGET', BATCH .. batch, 'status', 'key', 'rows', 'pending', 'waiting_tokens', 'call', 'taken')
 if record[1] ~= 'validating' then
   return { 'gone' }
+end
+if call ~= '-' and record[6] == call then -- its reply was lost
+  local duplicates = {}
+  for number in record[7]:gmatch('%d+') do
+    duplicates[#duplicates + 1] = tonumber(number)
+  end
+  return { 'ok', unpack(duplicates) }
 end
 if nearly_full then
   return { 'memory' }
 end
 
-local rows, tokens, duplicates = {}, 0, {}
-for i = 5, #ARGV, 5 do
-  local taken = redis.call('HGET', CUSTOM_IDS .. batch, ARGV[i])
+local rows, tokens, duplicates, new = {}, 0, {}, {}
+for i = 6, #ARGV, 5 do
+  local taken = new[ARGV[i]] or redis.call('HGET', CUSTOM_IDS .. batch, ARGV[i])
   if taken then
-    duplicates[#duplicates + 1] = (i - 5) / 5
+    duplicates[#duplicates + 1] = (i - 6) / 5
     duplicates[#duplicates + 1] = tonumber(taken)
   else
-    redis.call('HSET', CUSTOM_IDS .. batch, ARGV[i], ARGV[i + 1])
+    new[ARGV[i]] = ARGV[i + 1]
     rows[#rows + 1] = i
     tokens = tokens + ARGV[i + 2]
   end
@@ -46,8 +53,10 @@ end
 
 for n, i in ipairs(rows) do
   local row = record[3] + n - 1
+  redis.call('HSET', CUSTOM_IDS .. batch, ARGV[i], ARGV[i + 1])
   redis.call('HSET', ROWS .. batch, row, ARGV[i + 2] .. ' ' .. ARGV[i + 3] .. ' ' .. ARGV[i + 4])
 end
+redis.call('HSET', BATCH .. batch, 'call', call, 'taken', table.concat(duplicates, ' '))
 redis.call('HINCRBY', BATCH .. batch, 'rows', #rows)
 redis.call('HINCRBY', BATCH .. batch, 'total', #rows)
 count_waiting(batch, #rows, tokens)

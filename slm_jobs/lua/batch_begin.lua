@@ -21,8 +21,13 @@ if asked ~= '' then
       return { 'batch_gone', before }
     end
     return { 'known', before, body }
-  elseif before and before ~= batch and redis.call('ZSCORE', UPLOADS, before) then
-    return { 'in_progress' }
+  elseif before and before ~= batch then
+    local silent_at = tonumber(redis.call('ZSCORE', UPLOADS, before) or 0)
+    if silent_at > time then
+      return { 'in_progress' }
+    elseif silent_at > 0 then -- no janitor has come by
+      abandon_batch(before)
+    end
   end
 end
 if nearly_full then

@@ -5,7 +5,6 @@ allow_when_full()
 
 local status = redis.call('HGET', BATCH .. batch, 'status')
 if status == 'validating' then
-  redis.call('HINCRBY', BATCH .. batch, 'cancelled', redis.call('HGET', BATCH .. batch, 'pending'))
   drop_rows(batch)
   end_batch(batch, 'cancelled')
 elseif status == 'running' then

@@ -22,7 +22,7 @@ if record[1] == 'validating' then
     redis.call('HSET', BATCH .. batch, 'status', 'running', 'expires_at', time + record[4])
     redis.call('ZREM', UPLOADS, batch)
     redis.call('ZADD', WINDOWS, time + record[4], batch)
-    redis.call('UNLINK', CUSTOM_IDS .. batch)
+    discard(CUSTOM_IDS .. batch)
     announce(batch, 'running')
     if redis.call('HGET', BATCH .. batch, 'pending') ~= '0' then
       join_shares(batch)

@@ -1,5 +1,6 @@
 -- sweep(lock in ms, most of a kind, most crashes, error of a job that crashed so often as JSON)
 -- -> {requeued, exhausted, tickets}, or nil while another one's lock stands
+local FREED_MOST = 5000 -- entries, of what was put aside
 local lock_ms, most, max_crashes = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local exhausted_error = ARGV[5]
 allow_when_full()
@@ -54,6 +55,8 @@ for _, model in ipairs(redis.call('SMEMBERS', MODELS)) do
     tickets = tickets + 1
   end
 end
+
+free_discarded(FREED_MOST)
 
 -- What has outlived its record in lists of jobs and batches.
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', ENDED, '-inf', time, 'LIMIT', 0, 8 * most)) do

@@ -386,3 +386,147 @@ def test_the_largest_seed_wraps(store: JobStore) -> None:
     store.batches.add_rows(begun.batch_id, [row(i) for i in range(3)])
     store.batches.commit(begun.batch_id, "digest")
     assert [work.spec.seed for work in claim(store, 3)] == [2**63 - 65, 0, 1]
+
+
+# What a review found
+
+
+def test_a_batch_that_is_deleted_before_its_turn_stops_nobody(store: JobStore) -> None:
+    """It stands in its line until then, behind who has been served less."""
+    large, small = owner(store), owner(store)
+    others = submit(store, large, 5, tokens=50)
+    deleted = submit(store, small, 1, tokens=120)
+    while not store.batches.get(deleted.id).status.is_terminal:
+        succeed(store, claim(store, 1))
+    store.batches.delete(deleted.id)
+    while works := claim(store, 1):
+        succeed(store, works)
+    assert store.batches.get(others.id).status is BatchStatus.COMPLETED
+
+
+def test_jobs_come_between_suspects(store: JobStore, redis: Redis) -> None:
+    submit(store, owner(store), 3)
+    assert len(claim(store, 3)) == 3
+    store.clock_offset_ms += LEASE_MS + 1
+    sweep(store, redis)
+    jobs = [create(store).id for _ in range(3)]
+
+    [suspect] = claim(store, 8, "w2")
+    assert (suspect.alone, suspect.row is not None) == (True, True)
+    succeed(store, [suspect])
+    [first] = claim(store, 8, "w2")
+    [second] = claim(store, 8, "w2", alone=False)  # others come along, for a second
+    assert [first.id, second.id] == jobs[:2]
+    redis.delete(keys.TURN_JOBS)  # which is over
+    assert claim(store, 8, "w2", alone=False) == []
+    [next_suspect] = claim(store, 8, "w2")
+    assert next_suspect.alone
+    assert claim(store, 8, "w3")[0].id == jobs[2]  # a worker whose turn it is not runs jobs
+    succeed(store, [next_suspect])
+    assert claim(store, 8, "w2")[0].alone  # no job waits
+
+
+def test_what_a_lost_reply_held_goes_back_without_a_crash(store: JobStore) -> None:
+    submit(store, owner(store), 3)
+    job = create(store)
+    first = claim(store, 8, claim=1)
+    assert [work.id for work in first] == [job.id]
+    lost = claim(store, 8, claim=2, answered=1)
+    assert len(lost) == 3
+    again = claim(store, 8, claim=3, answered=1)
+    assert [(w.id, w.attempt, w.alone) for w in again] == [(w.id, 2, False) for w in lost]
+    assert not any(store.batches.finish([RowEnd(w, "succeeded", [], USAGE, "f") for w in lost]))
+    assert claim(store, 8, claim=4, answered=3) == []
+    succeed(store, again)
+    assert store.get(job.id).attempt == 1
+
+
+def test_a_nearly_full_redis_hands_out_jobs_and_no_rows(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(store, owner(store), 1)
+    monkeypatch.setattr(store._memory, "nearly_full", lambda: True)
+    assert claim(store, 8) == []
+    job = create_anyway(store, monkeypatch)
+    assert [work.id for work in claim(store, 8)] == [job]
+    monkeypatch.setattr(store._memory, "nearly_full", lambda: False)
+    assert len(claim(store, 8)) == 1
+
+
+def create_anyway(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As if it had come before Redis was nearly full."""
+    with monkeypatch.context() as patch:
+        patch.setattr(store._memory, "nearly_full", lambda: False)
+        return create(store).id
+
+
+def test_a_batch_cancelled_while_its_rows_come_in_promises_none(store: JobStore) -> None:
+    begun = store.batches.begin(BatchDraft(MODEL, GenerationParams()), owner=owner(store))
+    store.batches.add_rows(begun.batch_id, [row(0), row(1)])
+    store.batches.add_invalid(
+        begun.batch_id, [RowProblem(line=3, code="invalid_row", message="no")]
+    )
+    ended = store.batches.cancel(begun.batch_id)
+    assert ended.status is BatchStatus.CANCELLED
+    assert set(ended.counts.model_dump().values()) == {0}
+    assert store.batches.failures(begun.batch_id, 0, 10) == []
+
+
+def test_calls_of_an_upload_may_be_repeated(store: JobStore) -> None:
+    batches = store.batches
+    begun = batches.begin(BatchDraft(MODEL, GenerationParams()), owner=owner(store))
+    problem = RowProblem(line=3, code="invalid_row", message="no")
+    for _ in range(2):
+        assert batches.add_rows(begun.batch_id, [row(0)], call=1) == []
+    for _ in range(2):
+        [duplicate] = batches.add_rows(begun.batch_id, [row(1), row(0)], call=2)
+        assert (duplicate.row, duplicate.first_line) == (row(0), 1)
+    for _ in range(2):
+        batches.add_invalid(begun.batch_id, [problem], call=3)
+    counts = batches.commit(begun.batch_id, "digest").counts
+    assert (counts.total, counts.pending, counts.failed) == (3, 2, 1)
+    assert len(claim(store, 8)) == 2
+
+
+def test_what_is_refused_leaves_no_custom_id_behind(store: JobStore) -> None:
+    begun = store.batches.begin(
+        BatchDraft(MODEL, GenerationParams()), owner=owner(store, batch_rows=2)
+    )
+    with pytest.raises(RateLimited):
+        store.batches.add_rows(begun.batch_id, [row(i) for i in range(3)])
+    assert store.batches.add_rows(begun.batch_id, [row(0), row(1)]) == []
+
+
+def test_an_upload_that_fell_silent_gives_its_idempotency_key_back(store: JobStore) -> None:
+    """Also where no janitor has come by."""
+    who = owner(store, batch_rows=1)
+    draft = BatchDraft(MODEL, GenerationParams())
+    begun = store.batches.begin(draft, owner=who, idempotency_key="k")
+    store.batches.add_rows(begun.batch_id, [row(0)])
+    with pytest.raises(BatchInProgress):
+        store.batches.begin(draft, owner=who, idempotency_key="k")
+    store.clock_offset_ms += UPLOAD_SECONDS * 1000 + 1
+    again = store.batches.begin(draft, owner=who, idempotency_key="k")
+    assert store.batches.add_rows(again.batch_id, [row(0)]) == []
+    with pytest.raises(BatchNotFound):
+        store.batches.get(begun.batch_id)
+
+
+def test_what_is_large_is_freed_bit_by_bit(store: JobStore, redis: Redis) -> None:
+    begun = store.batches.begin(BatchDraft(MODEL, GenerationParams()), owner=owner(store))
+    for first in range(0, 12_000, 500):
+        store.batches.add_rows(begun.batch_id, [row(i) for i in range(first, first + 500)])
+    store.batches.commit(begun.batch_id, "digest")
+    assert redis.lrange(keys.DISCARDED, 0, -1)  # the custom_ids
+    store.batches.cancel(begun.batch_id)
+    store.batches.delete(begun.batch_id)
+    assert redis.llen(keys.DISCARDED) == 2
+    left = []
+    while redis.exists(keys.DISCARDED):
+        names = redis.lrange(keys.DISCARDED, 0, -1)
+        left.append(sum(redis.hlen(name) for name in names))
+        sweep(store, redis)
+    assert left == sorted(left, reverse=True)
+    assert len(left) >= 4
+    assert not redis.keys(keys.DISCARDED_KEY + "*")
+    assert not redis.keys(keys.ROWS + "*")

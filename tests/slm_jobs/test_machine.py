@@ -110,6 +110,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.claims: set[tuple[str, int]] = set()
         self.locked = False
         self.turn: tuple[str, int] | None = None  # who empties itself for a model's suspects
+        self.jobs_come = ""  # before the turn's next suspect, as `claim.lua` has it
+        self.claim_numbers = [0] * 3  # of each client, and the last one that was answered
+        self.answered = [0] * 3
+        self.unheard: list[Work | None] = [None] * 3  # what a claim got whose reply was lost
 
     # Clients
 
@@ -213,11 +217,33 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(target=works, client=clients, model=models, alone=st.booleans())
     def claim(self, client: int, model: str, alone: bool) -> object:
-        works = self.stores[client].claim_next(model, worker=f"w{client}", alone=alone)
+        work = self.claim_a_job(client, model, alone)
+        self.answered[client] = self.claim_numbers[client]
+        self.unheard[client] = None
+        return work or multiple()
+
+    @rule(client=clients, model=models, alone=st.booleans())
+    def lose_the_reply_of_a_claim(self, client: int, model: str, alone: bool) -> None:
+        self.unheard[client] = self.claim_a_job(client, model, alone)
+
+    def claim_a_job(self, client: int, model: str, alone: bool) -> Work | None:
+        unheard = self.unheard[client]
+        if unheard and self.expected[unheard.id].owned_by(unheard):
+            job = self.expected[unheard.id]
+            job.status = CANCELLED if job.cancel_requested else QUEUED
+        self.claim_numbers[client] += 1
+        works = self.stores[client].claim_next(
+            model,
+            worker=f"w{client}",
+            alone=alone,
+            claim=self.claim_numbers[client],
+            answered=self.answered[client],
+        )
+        self.redis.persist(keys.TURN_JOBS)  # it runs out when the machine says so
         expected = self.expect_claim(client, model, alone)
         if not works:
             assert expected is None
-            return multiple()
+            return None
         [work] = works
         assert (work.id, work.alone) == expected
         job = self.expected[work.id]
@@ -292,8 +318,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def lose_the_turn(self) -> None:
-        self.redis.delete(keys.TURN)  # it runs out when the machine says so
-        self.turn = None
+        self.redis.delete(keys.TURN, keys.TURN_JOBS)  # they run out when the machine says so
+        self.turn, self.jobs_come = None, ""
+
+    @rule()
+    def end_the_time_of_jobs(self) -> None:
+        self.redis.delete(keys.TURN_JOBS)
+        self.jobs_come = ""
 
     @rule(model=models, count=st.integers(1, 3))
     def lose_tickets(self, model: str, count: int) -> None:
@@ -404,9 +435,17 @@ class StoreMachine(RuleBasedStateMachine):
         suspects, mine = self.suspects(model), (model, client)
         if suspects and self.turn in (None, mine):
             self.turn = mine
-            return (suspects[0], True) if alone else None
+            if self.jobs_come == "now" or (alone and self.jobs_come == "next"):
+                for job in self.waiting(model):
+                    if not self.expire(job):
+                        self.jobs_come = "now"
+                        return job, False
+            if not alone:
+                return None
+            self.jobs_come = "next"
+            return suspects[0], True
         if self.turn == mine:
-            self.turn = None
+            self.turn, self.jobs_come = None, ""
         if self.turn and self.turn[1] == client:
             return None
         return next(((job, False) for job in self.waiting(model) if not self.expire(job)), None)

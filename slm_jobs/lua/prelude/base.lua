@@ -10,8 +10,8 @@ local function now()
 end
 
 -- A full Redis refuses the first write of a script, and none that follow one it let through.
--- Deleting is always let through, so this lets a script finish: a full Redis takes no new jobs, but
--- running ones keep their leases and end, which is what frees memory again.
+-- Deleting is always let through, so this lets a script finish: a full Redis takes no new jobs and
+-- hands out no rows, but what runs keeps its lease, and ends.
 local function allow_when_full()
   redis.call('DEL', NOTHING)
 end
@@ -35,6 +35,45 @@ local function push_ticket(model)
   local ticket = TICKET:gsub('{{(%w+)}}', blanks)
   redis.call('LPUSH', QUEUE .. model, ticket) -- kombu takes from the right
   return true
+end
+
+-- A key of a million entries takes Redis a second to free, in which it answers nobody. What is large is
+-- put aside under a name that counts, and the janitor empties it bit by bit.
+local DISCARD_AT, DISCARD_LATER = 10000, 3600 -- entries; seconds
+
+local function discard(key)
+  local kind = redis.call('TYPE', key).ok
+  local size = kind == 'hash' and redis.call('HLEN', key) or kind == 'list' and redis.call('LLEN', key) or 0
+  if size < DISCARD_AT then
+    redis.call('UNLINK', key)
+    return
+  end
+  local aside = DISCARDED_KEY .. redis.call('INCR', SEQUENCE)
+  redis.call('RENAME', key, aside)
+  redis.call('PERSIST', aside)
+  redis.call('RPUSH', DISCARDED, aside)
+end
+
+-- Frees up to so many entries of what was put aside.
+local function free_discarded(most)
+  local key = redis.call('LINDEX', DISCARDED, 0)
+  if not key then
+    return
+  end
+  if redis.call('TYPE', key).ok == 'list' then
+    redis.call('LTRIM', key, most, -1)
+  else
+    local found, names = redis.call('HSCAN', key, 0, 'COUNT', most)[2], {}
+    for i = 1, #found, 2 do
+      names[#names + 1] = found[i]
+    end
+    for i = 1, #names, 1000 do -- unpack takes so many
+      redis.call('HDEL', key, unpack(names, i, math.min(i + 999, #names)))
+    end
+  end
+  if redis.call('EXISTS', key) == 0 then
+    redis.call('LPOP', DISCARDED)
+  end
 end
 
 local function forget_worker(worker)

@@ -87,29 +87,29 @@ local function join_shares(batch)
   push_ticket(model)
 end
 
-local function leave_shares(batch)
-  local owner = redis.call('HMGET', BATCH .. batch, 'model', 'key')
-  local model, key = owner[1], owner[2]
+local function leave_shares(model, key, batch)
   redis.call('ZREM', SHARES .. model .. ':' .. key, batch)
   if redis.call('EXISTS', SHARES .. model .. ':' .. key) == 0 then
     redis.call('ZREM', SHARES .. model, key)
   end
 end
 
--- Takes the next row out of its batch; nil if there is none that was not claimed.
+-- Takes the next row out of its batch; nil if there is none that was not claimed, or no such batch.
 local function next_row(batch)
   local back = redis.call('ZPOPMIN', BACK .. batch)[1]
   if back then
     return back
   end
   local stand = redis.call('HMGET', BATCH .. batch, 'next', 'rows')
-  if tonumber(stand[1]) < tonumber(stand[2]) then
+  if stand[1] and tonumber(stand[1]) < tonumber(stand[2]) then
     redis.call('HINCRBY', BATCH .. batch, 'next', 1)
     return stand[1]
   end
 end
 
--- Takes the next row of the model, which its key and its batch are then served. nil if none waits.
+-- Takes the next row of the model, which its key and its batch are then served. nil if none waits. A
+-- batch leaves only here, once it is its turn: who left when it ran dry, and joined again level with
+-- the least served, would be served twice.
 local function next_share(model)
   while true do
     local key = redis.call('ZRANGE', SHARES .. model, 0, 0)[1]
@@ -124,7 +124,7 @@ local function next_share(model)
       redis.call('ZINCRBY', SHARES .. model .. ':' .. key, tokens, batch)
       return batch, row
     end
-    leave_shares(batch)
+    leave_shares(model, key, batch)
   end
 end
 
@@ -136,9 +136,10 @@ local function end_batch(batch, status)
   redis.call('HSET', BATCH .. batch, 'status', status, 'finished_at', time)
   redis.call('ZREM', WINDOWS, batch)
   redis.call('ZREM', UPLOADS, batch)
-  redis.call('UNLINK', LEASED .. batch, BACK .. batch, CUSTOM_IDS .. batch)
-  for _, prefix in ipairs({ BATCH, ROWS, RESULTS, FAILURES }) do
-    redis.call('EXPIRE', prefix .. batch, BATCH_TTL)
+  redis.call('UNLINK', LEASED .. batch, BACK .. batch)
+  redis.call('EXPIRE', BATCH .. batch, BATCH_TTL)
+  for _, prefix in ipairs({ ROWS, RESULTS, FAILURES }) do
+    redis.call('EXPIRE', prefix .. batch, BATCH_TTL + DISCARD_LATER) -- unless the janitor comes first
   end
   redis.call('ZADD', ENDED, time + BATCH_TTL * 1000, key .. ' ' .. batch)
   announce(batch, status)
@@ -158,7 +159,7 @@ local function stop_batch(batch, how)
   if redis.call('HSETNX', BATCH .. batch, 'stopped', how) == 0 then
     return
   end
-  local stand = redis.call('HMGET', BATCH .. batch, 'pending', 'waiting_tokens', 'model')
+  local stand = redis.call('HMGET', BATCH .. batch, 'pending', 'waiting_tokens', 'model', 'key')
   local leases, time = redis.call('HGETALL', LEASED .. batch), now()
   for i = 1, #leases, 2 do
     local row = leases[i]
@@ -169,7 +170,7 @@ local function stop_batch(batch, how)
     end
   end
   redis.call('UNLINK', BACK .. batch)
-  leave_shares(batch)
+  leave_shares(stand[3], stand[4], batch)
   count_waiting(batch, -stand[1] + 0, -stand[2] + 0) -- Redis knows no -0
   redis.call('HINCRBY', BATCH .. batch, how, stand[1])
   redis.call('ZREM', WINDOWS, batch)
@@ -181,13 +182,19 @@ end
 local function drop_rows(batch)
   local stand = redis.call('HMGET', BATCH .. batch, 'pending', 'waiting_tokens')
   count_waiting(batch, -stand[1] + 0, -stand[2] + 0)
-  redis.call('UNLINK', ROWS .. batch, FAILURES .. batch, CUSTOM_IDS .. batch)
+  redis.call('HSET', BATCH .. batch, 'rows', 0, 'total', 0, 'failed', 0)
+  discard(ROWS .. batch)
+  discard(FAILURES .. batch)
+  discard(CUSTOM_IDS .. batch)
   redis.call('ZREM', UPLOADS, batch)
 end
 
 -- All that is known about a batch goes.
 local function forget_batch(batch, key)
-  redis.call('UNLINK', BATCH .. batch, ROWS .. batch, RESULTS .. batch, FAILURES .. batch)
+  redis.call('UNLINK', BATCH .. batch)
+  for _, prefix in ipairs({ ROWS, RESULTS, FAILURES }) do
+    discard(prefix .. batch)
+  end
   redis.call('ZREM', BATCHES_OF .. key, batch)
   redis.call('ZREM', ENDED, key .. ' ' .. batch)
 end
