@@ -11,7 +11,6 @@ import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 from slm_jobs import keys
 from slm_jobs.batch_records import to_batch
@@ -24,6 +23,7 @@ from slm_jobs.callback_schemas import (
     DueDelivery,
     Outcome,
 )
+from slm_jobs.callback_urls import split
 from slm_jobs.connection import store_errors
 from slm_jobs.records import fields, to_job, to_time
 
@@ -46,19 +46,14 @@ def target_fields(target: CallbackTarget | None, key: str) -> dict[str, str]:
     """What the record of a job or batch of `key` keeps of how to tell about it."""
     if target is None:
         return {}
+    parts = split(target.url)
     return {
         "callback_url": target.url,
         "callback_events": " ".join(dict.fromkeys(target.events)),
         "callback_outputs": str(int(target.outputs)),
         "callback_link": target.link,
-        "callback_lane": f"{key} {_host(target.url)}",
+        "callback_lane": f"{key} {parts.host}:{parts.port}",
     }
-
-
-def _host(url: str) -> str:
-    """With its port, always."""
-    parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port or {'http': 80}.get(parts.scheme, 443)}"
 
 
 class CallbackStore:
@@ -79,17 +74,19 @@ class CallbackStore:
         room: int,
         *,
         per_lane: int = 8,
+        per_key: int = 128,
         busy: Mapping[str, int] | None = None,
         lease_seconds: float = 60.0,
     ) -> tuple[list[DueDelivery], float]:
         """Up to `room` deliveries that are due, and the seconds until more may be, 60 at most.
 
-        Of a lane, the deliveries of one key to one host, the caller holds `per_lane` at most; it
-        tells how many it holds as `busy`. A claim that is not settled lapses after `lease_seconds`.
+        Of a lane, the deliveries of one key to one host, the caller holds `per_lane` at most, and
+        `per_key` of all of a key's; `busy` tells how many it holds of each lane and each key. A
+        claim that is not settled lapses after `lease_seconds`.
         """
         held = (part for pair in (busy or {}).items() for part in pair)
         wait_ms, found = self._run(
-            "callback_claim", room, per_lane, round(lease_seconds * 1000), *held
+            "callback_claim", room, per_lane, per_key, round(lease_seconds * 1000), *held
         )
         records = [(entry[0], entry[1], fields(entry[2]), entry[3]) for entry in found]
         # An entry without a record was deleted by hand.
@@ -130,6 +127,12 @@ class CallbackStore:
         settled = self._run("callback_settle", MOST_ATTEMPTS, *parts)
         return [bool(done) for done in settled]
 
+    def release(self, claimed: Sequence[DueDelivery]) -> None:
+        """Gives claims back that were not attempted, or not to their end."""
+        if claimed:
+            parts = (part for due in claimed for part in (due.delivery.id, due.claim))
+            self._run("callback_release", *parts)
+
     # People
 
     def of(self, work_id: str, *, viewer: ApiKey | None = None) -> list[Delivery]:
@@ -138,6 +141,14 @@ class CallbackStore:
         with store_errors():
             ids = cast("list[str]", self._redis.lrange(keys.DELIVERIES_OF + work_id, 0, -1))
         return self._read(ids, None if viewer is None or viewer.admin else viewer.id)
+
+    def owner(self, work_id: str) -> str | None:
+        """The key whose job or batch it is, or was: callbacks outlive it. None: it has none."""
+        with store_errors():
+            first = cast("str | None", self._redis.lindex(keys.DELIVERIES_OF + work_id, 0))
+            if first is None:
+                return None
+            return cast("str | None", self._redis.hget(keys.DELIVERY + first, "key"))
 
     def failed(
         self, key: str, *, limit: int = 50, cursor: int | None = None

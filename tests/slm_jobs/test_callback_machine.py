@@ -24,13 +24,21 @@ from redis import Redis
 
 from slm_jobs import keys
 from slm_jobs.api_keys import KeyProof, KeySettings
-from slm_jobs.callback_schemas import JOB_ENDS, Attempt, CallbackTarget, Outcome
+from slm_jobs.callback_schemas import (
+    JOB_ENDS,
+    Attempt,
+    CallbackTarget,
+    Delivery,
+    DueDelivery,
+    Outcome,
+)
 from slm_jobs.store import JobStore
 from tests.slm_jobs.examples import claim, complete, spec
 
 # Steps are whole seconds, so half ones leave room for what passes by itself.
 LEASE_SECONDS = 60.5
 PER_LANE = 2
+PER_KEY = 4
 HOSTS = ["a.example", "b.example", "c.example"]
 PAUSES = [None, 0.5, 5.5, 300.5]
 
@@ -92,13 +100,20 @@ class CallbackMachine(RuleBasedStateMachine):
         target=claims,
         room=st.integers(1, 5),
         busy=st.dictionaries(st.sampled_from(HOSTS), st.integers(0, PER_LANE)),
+        of_key=st.integers(0, PER_KEY),
     )
-    def claim(self, room: int, busy: dict[str, int]) -> Any:
+    def claim(self, room: int, busy: dict[str, int], of_key: int) -> Any:
         self.step()
-        lanes = {f"{self.owner.key} {host}:443": held for host, held in busy.items()}
+        held = {f"{self.owner.key} {host}:443": held for host, held in busy.items()}
         claimed, _ = self.store.callbacks.claim(
-            room, per_lane=PER_LANE, busy=lanes, lease_seconds=LEASE_SECONDS
+            room,
+            per_lane=PER_LANE,
+            per_key=PER_KEY,
+            busy={**held, self.owner.key: of_key},
+            lease_seconds=LEASE_SECONDS,
         )
+        room = min(room, PER_KEY - of_key)
+        assert len(claimed) <= room
         taken = dict(busy)
         for due in claimed:
             told = self.told[due.delivery.id]
@@ -129,6 +144,16 @@ class CallbackMachine(RuleBasedStateMachine):
             told.attempts += 1
             told.due = None if pause is None else self.clock + pause
             told.failed = pause is None and not delivered
+
+    @rule(claimed=claims)
+    def release(self, claimed: Claim) -> None:
+        """Also again, or long after the claim lapsed and another has it."""
+        self.step()
+        told = self.told.get(claimed.delivery_id)
+        delivery = Delivery.model_construct(id=claimed.delivery_id)
+        self.store.callbacks.release([DueDelivery(delivery, b"", 0, claimed.number, "", (), ())])
+        if told and told.due is not None and told.claim == claimed.number:
+            told.claim, told.due = -1, self.clock
 
     @rule(seconds=st.sampled_from([1, 30, 61, 400]))
     def wait(self, seconds: float) -> None:

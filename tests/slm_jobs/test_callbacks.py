@@ -273,6 +273,39 @@ def test_a_lane_never_holds_more_than_its_share(store: JobStore, owner: KeyProof
     assert len(store.callbacks.claim(100, per_lane=2, busy={claimed[0].lane: 1})[0]) == 1
 
 
+def test_a_key_never_holds_more_than_its_share(store: JobStore, owner: KeyProof) -> None:
+    for number in range(5):
+        ended_job(store, owner, target(url=f"https://host-{number}.example/"))
+    claimed, wait = store.callbacks.claim(100, per_key=3)
+    assert len(claimed) == 3
+    assert wait > 1
+    assert store.callbacks.claim(100, per_key=3, busy={owner.key: 3})[0] == []
+    other = KeyProof.of(store.keys.create(KeySettings(name="other")).token)
+    ended_job(store, other)
+    [claimed_other] = due(store, per_key=3, busy={owner.key: 3})
+    assert claimed_other.lane.startswith(other.key)
+
+
+def test_a_claim_that_is_released_is_due_at_once(store: JobStore, owner: KeyProof) -> None:
+    ended_job(store, owner)
+    [claimed] = due(store)
+    store.callbacks.release([claimed])
+    store.callbacks.release([])
+    [again] = due(store)
+    assert (again.tries, again.delivery.attempts) == (0, [])
+    store.callbacks.release([claimed])  # stale
+    assert due(store) == []
+
+
+def test_whose_callbacks_they_are_is_known_without_the_record(
+    store: JobStore, redis: Redis, owner: KeyProof
+) -> None:
+    job = ended_job(store, owner)
+    redis.delete(keys.job(job.id))
+    assert store.callbacks.owner(job.id) == owner.key
+    assert store.callbacks.owner("job_unknown") is None
+
+
 def test_room_bounds_what_is_claimed(store: JobStore, owner: KeyProof) -> None:
     for number in range(5):
         ended_job(store, owner, target(url=f"http://host-{number}.example/"))

@@ -61,11 +61,18 @@ class FakeStore:
         self.claims: list[tuple[int, dict[str, int]]] = []
         self.settled: list[Outcome] = []
         self.settles = 0
+        self.released: list[DueDelivery] = []
         self.lease_seconds = 0.0
         self.lock = threading.Lock()
 
     def claim(
-        self, room: int, *, per_lane: int, busy: Mapping[str, int], lease_seconds: float
+        self,
+        room: int,
+        *,
+        per_lane: int,
+        per_key: int,  # noqa: ARG002 - all lanes are of one key
+        busy: Mapping[str, int],
+        lease_seconds: float,
     ) -> tuple[list[DueDelivery], float]:
         self.lease_seconds = lease_seconds
         self.look()
@@ -79,6 +86,10 @@ class FakeStore:
                     self.due.remove(each)
                     found.append(each)
         return found, 60.0
+
+    def release(self, claimed: Sequence[DueDelivery]) -> None:
+        self.look()
+        self.released += claimed
 
     def settle(self, outcomes: Sequence[Outcome]) -> list[bool]:
         self.look()
@@ -442,7 +453,7 @@ def test_one_that_hangs_holds_up_no_other(redis: Redis) -> None:
         tested.stop()
         released.set()
 
-    deliver(redis, hangs, test, per_host=4, concurrency=8, timeout_seconds=3 * PATIENCE)
+    deliver(redis, hangs, test, per_host=4, concurrency=16, timeout_seconds=3 * PATIENCE)
 
 
 def test_another_key_to_the_same_host_has_a_lane_of_its_own(redis: Redis) -> None:

@@ -48,7 +48,7 @@ class Courier:
         self._per_lane = settings.callback_per_host
         self._grace = settings.callback_timeout_seconds
         self._lease = settings.callback_timeout_seconds + SETTLE_SECONDS
-        self._running: dict[asyncio.Task[None], str] = {}  # and their lanes
+        self._running: dict[asyncio.Task[None], DueDelivery] = {}
         self._ended: list[tuple[float, Outcome]] = []  # with the time at which the lease ends
         self._breakers = Breakers()
         self._wake = asyncio.Event()  # something may be claimed
@@ -74,11 +74,13 @@ class Courier:
             if self._running:
                 log.info("stopping: %d attempts may end", len(self._running))
                 await asyncio.wait(self._running, timeout=self._grace)
-            cut_off = len(self._running)
+            cut_off = list(self._running.values())
             self._closing = True
             self._settling.set()
             await asyncio.wait({settler}, timeout=_CLOSING_SECONDS)
-            if lost := cut_off + len(self._ended):
+            with suppress(StoreUnavailable):  # else when their leases end
+                await self._call(partial(self._store.release, cut_off))
+            if lost := len(cut_off) + len(self._ended):
                 log.warning("%d attempts have no outcome in Redis, and will be made again", lost)
         finally:
             tasks = {settler, *self._running}
@@ -112,13 +114,20 @@ class Courier:
         if room <= 0:
             return LOOK_AGAIN
         lapses = asyncio.get_running_loop().time() + self._lease
-        busy = self._breakers.busy(Counter(self._running.values()), self._per_lane)
-        claim = partial(self._store.claim, per_lane=self._per_lane, lease_seconds=self._lease)
+        lanes = [due.lane for due in self._running.values()]
+        busy = self._breakers.busy(Counter(lanes), self._per_lane)
+        busy |= Counter(lane.partition(" ")[0] for lane in lanes)
+        claim = partial(
+            self._store.claim,
+            per_lane=self._per_lane,
+            per_key=max(1, self._concurrency // 2),
+            lease_seconds=self._lease,
+        )
         found, wait = await self._call(partial(claim, room, busy=busy))
         self._note_contact(None)
         for due in found:
             task = asyncio.create_task(self._deliver(due, lapses), name=due.delivery.id)
-            self._running[task] = due.lane
+            self._running[task] = due
         probe = self._breakers.next_probe()
         return max(min(wait, LOOK_AGAIN if probe is None else probe, LOOK_AGAIN), _LEAST_WAIT)
 
