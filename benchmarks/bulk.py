@@ -25,6 +25,7 @@ from slm_client import Client
 from slm_client.redis_server import RedisServer, free_port
 from slm_client.stack import Stack, StackOptions
 from slm_core import Engine, SamplingParams, save_checkpoint
+from slm_jobs.settings import Settings
 
 _MB = 1 << 20
 _SENTENCE = "The little fox went into the old forest and found a red ball near the river. "
@@ -73,7 +74,10 @@ def main(
                 figures |= _memory(client, store.url, finished)
             if Part.INTERACTIVE in parts:
                 engine = Engine.from_checkpoint(checkpoint, device="cpu")
-                figures |= _interactive(client, engine, jobs)
+                beside = Engine.from_checkpoint(
+                    checkpoint, device="cpu", reserved_slots=Settings().reserved_slots
+                )
+                figures |= _interactive(client, engine, beside, jobs)
             if Part.SHARE in parts:
                 figures |= _share(client, stack)
     report("bulk", **figures)
@@ -153,12 +157,14 @@ def _memory(client: Client, redis_url: str, rows: int) -> dict[str, Any]:
     return {"bytes_per_row": round((after - before) / count), "bytes_rows": count}
 
 
-def _interactive(client: Client, engine: Engine, jobs: int) -> dict[str, Any]:
-    """Jobs of 50 tokens while a batch fills every slot: ms until they run, and their whole time
-    over that of the same job as one row of a full batch in the engine alone."""
+def _interactive(client: Client, engine: Engine, beside: Engine, jobs: int) -> dict[str, Any]:
+    """Jobs of 50 tokens while a batch fills every slot: decode steps until they are admitted, ms
+    until they run, and their whole time over that of the same job as one row of a full batch in the
+    engine alone. `beside` keeps slots for such jobs, as a worker's engine does."""
     asked: dict[str, Any] = {"max_tokens": 50, "seed": 1, "ignore_eos": True}
     prompt = "Once upon a time there was a little fox"
     own = list(_in_full_batch(engine, prompt, asked, jobs))
+    steps = list(_steps_until_admitted(beside, prompt, asked, jobs))
     batch = client.batches.create_rows(
         [{"prompt": f"Number {i}: there was"} for i in range(3_000)],
         max_tokens=200,
@@ -176,6 +182,7 @@ def _interactive(client: Client, engine: Engine, jobs: int) -> dict[str, Any]:
     client.batches.cancel(batch.id)
     client.batches.wait(batch.id, timeout=60)
     return {
+        "job_steps_until_admitted": statistics.median(steps),
         "job_wait_ms": round(statistics.median(waits), 1),
         "job_ms": round(statistics.median(took), 1),
         "row_of_full_batch_ms": round(statistics.median(own), 1),
@@ -198,6 +205,23 @@ def _in_full_batch(
         while not any(e.sequence == mine and e.completion for e in engine.step()):
             pass
         yield (time.perf_counter() - started) * 1000
+        engine.reset()
+
+
+def _steps_until_admitted(
+    engine: Engine, prompt: str, asked: dict[str, Any], times: int
+) -> Iterator[int]:
+    """Of sequences that come one after the other while rows fill the engine and more wait."""
+    long = SamplingParams(max_tokens=400, seed=2, ignore_eos=True)
+    for _ in range(times):
+        for row in range(128):
+            engine.add(f"Number {row}: there was", long, priority=-1)
+        for _ in range(20):
+            engine.step()
+        mine, steps = engine.add(prompt, SamplingParams(**asked)), 1
+        while not any(event.sequence == mine for event in engine.step()):
+            steps += 1
+        yield steps
         engine.reset()
 
 
