@@ -18,6 +18,10 @@ _DENIED = ("unauthorised", "forbidden", "store_unavailable")
 _BODY: dict[str, Any] = json_body(
     KeySettings,
     simple={"summary": "With the usual limits", "value": {"name": "reports"}},
+    receiver={
+        "summary": "With a receiver of callbacks on our network",
+        "value": {"name": "mailer", "callback_hosts": ["mailer.internal:8080", "10.2.0.0/16"]},
+    },
     small={
         "summary": "Little, and slowly",
         "value": {"name": "intern", "requests_per_minute": 10, "tokens_per_minute": 20_000},

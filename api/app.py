@@ -11,11 +11,12 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import RedirectResponse
 
-from api import admin, generate, handlers, jobs, service, stream
+from api import admin, callbacks, dead_letters, generate, handlers, jobs, service, stream
 from api.auth import Doorkeeper
 from api.batches import reading as batch_lines
 from api.batches import routes as batches
 from api.batches.body import Uploads
+from api.callback_targets import CallbackTargets
 from api.desk import Desk
 from api.documentation import DESCRIPTION, TAGS, DocumentedAPI, add_docs_page, operation_id
 from api.hosts import HostCheck
@@ -23,9 +24,11 @@ from api.openai import batches as openai_batches
 from api.openai import files as openai_files
 from api.openai import routes as completions
 from api.request_context import RequestContext
+from slm_jobs.callback_urls import Resolve
 from slm_jobs.errors import ManifestError, SettingsError
 from slm_jobs.events import JobEvents
 from slm_jobs.manifest import Manifest
+from slm_jobs.redis_checks import check_redis
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 
@@ -38,8 +41,10 @@ def create_app(
     settings: Settings | None = None,
     store: JobStore | None = None,
     events: JobEvents | None = None,
+    resolve: Resolve | None = None,
 ) -> FastAPI:
-    """The service, on a store and events of its own unless they are given. Redis is not called yet.
+    """The service, on a store, events and a resolver of names of its own unless they are given.
+    Redis is not called yet.
 
     Raises ManifestError.
     """
@@ -47,7 +52,7 @@ def create_app(
     manifest = Manifest.load(*settings.models_files)
     store = store or JobStore.from_settings(settings)
     events = events or JobEvents.from_settings(settings)
-    desk = Desk(settings, manifest, store, events)
+    desk = Desk(settings, manifest, store, events, CallbackTargets(store.keys, resolve))
     uploads = Uploads()
 
     @asynccontextmanager
@@ -81,12 +86,14 @@ def create_app(
         stream.router(desk),
         batches.router(desk, uploads),
         batch_lines.router(desk),
+        callbacks.router(desk),
         generate.router(desk),
         completions.router(desk),
         openai_files.router(desk, uploads),
         openai_batches.router(desk, uploads),
         service.router(store, manifest),
         admin.router(store.keys),
+        dead_letters.router(desk),
     ):
         api.include_router(routes)
 
@@ -102,7 +109,9 @@ def _from_environment() -> FastAPI:
     try:
         settings = Settings.from_environment()
         settings.configure_logging()
-        return create_app(settings)
+        app = create_app(settings)
+        check_redis(settings)
+        return app
     except (SettingsError, ManifestError) as error:
         raise SystemExit(f"api: {error}") from None
 

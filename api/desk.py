@@ -90,6 +90,8 @@ class Desk:
             model=model.name,
             prompts=texts,
             priority=request.priority,
+            queue_timeout=request.queue_timeout,
+            run_timeout=request.run_timeout,
             stream=request.stream,
             metadata=request.metadata,
             request_id=request_id,

@@ -27,7 +27,8 @@ together. `POST /batches` takes a file of prompts, of any size; its rows run whe
 
 Send an API key with every request: `Authorization: Bearer slm_...`. It has limits, which responses
 tell in `RateLimit` and `x-ratelimit-*`; 429 names those that were reached, and `Retry-After` when
-to come again. `Idempotency-Key` makes it safe to send a request again.
+to come again. `Idempotency-Key` makes it safe to send a request again. With a `callback_url` the
+service tells by itself when a job or batch has ended, signed as Standard Webhooks are.
 
 Errors are problem documents (RFC 9457) with a stable `code`. Every response carries
 `X-Request-Id`; send your own (up to 64 of `A-Za-z0-9._-`) to find a request in the logs again, also
@@ -37,6 +38,7 @@ in those of the worker.
 TAGS = [
     {"name": "jobs", "description": "Generate text."},
     {"name": "batches", "description": "Generate texts for files of prompts."},
+    {"name": "callbacks", "description": "Be told what happens, by signed requests."},
     {"name": "simple", "description": "A text at once."},
     {"name": "openai", "description": "What OpenAI's clients call; errors have OpenAI's form."},
     {"name": "service", "description": "What is served, and whether it works."},
@@ -69,6 +71,19 @@ REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
         "summary": "A template of the model",
         "value": {"template": "animal", "variables": {"animal": "fox", "name": "Rusty"}},
     },
+    "callback": {
+        "summary": "Tell when it has ended, with the text",
+        "value": {
+            "prompt": "Once upon a time",
+            "callback_url": "https://example.com/hooks/slm",
+            "callback_events": ["succeeded", "failed"],
+            "callback_outputs": True,
+        },
+    },
+    "deadlines": {
+        "summary": "Soon, or not at all",
+        "value": {"prompt": "Once upon a time", "queue_timeout": 10, "run_timeout": 5},
+    },
     "greedy": {
         "summary": "Always the likeliest token",
         "value": {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 50},
@@ -92,6 +107,7 @@ _QUEUED: dict[str, Any] = {
     "fingerprint": None,
     "error": None,
     "metadata": {},
+    "retry_of": None,
 }
 JOB_EXAMPLES: dict[str, dict[str, Any]] = {
     "queued": {"summary": "It waits", "value": _QUEUED},
@@ -163,6 +179,13 @@ _PROMPT_OR_TEMPLATE = {  # what the fields of `JobRequest` say only together
     },
 }
 
+_URL_FOR_CALLBACKS = {  # likewise of `JobRequest` and `BatchRequest`
+    "anyOf": [
+        {"required": ["callback_url"], "properties": {"callback_url": {"type": "string"}}},
+        {"properties": {"callback_events": _NULL, "callback_outputs": {"const": False}}},
+    ]
+}
+
 _bodies: dict[str, type[BaseModel]] = {"Problem": ProblemDocument}  # schemas only referred to
 
 
@@ -229,7 +252,7 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
         examples[code] = {"summary": kind.title, "value": _example(code)}
         if key != "default":
             response["description"] = " · ".join(f"`{name}`" for name in examples)
-        if kind.status in (429, 503):
+        if kind.retry_after is not None:
             seconds = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
             response["headers"] = {"Retry-After": seconds}
     return documented
@@ -281,7 +304,8 @@ class DocumentedAPI(FastAPI):
                 schema = model.model_json_schema(ref_template=_REF)
                 schemas |= schema.pop("$defs", {})
                 schemas[name] = schema
-            schemas["JobRequest"] |= _PROMPT_OR_TEMPLATE
+            schemas["JobRequest"] |= _PROMPT_OR_TEMPLATE | _URL_FOR_CALLBACKS
+            schemas["BatchRequest"] |= _URL_FOR_CALLBACKS
         for operations in document["paths"].values():
             for operation in operations.values():
                 _correct(operation)

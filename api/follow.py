@@ -6,6 +6,7 @@ Knows no HTTP; `stream` and the OpenAI-compatible routes give it their forms.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 
 from fastapi.concurrency import run_in_threadpool
 
-from slm_jobs.errors import JobNotFound
+from slm_jobs.errors import JobNotFound, StoreUnavailable
 from slm_jobs.events import LOOK_AGAIN, JobEvents
 from slm_jobs.schemas import Job, JobStatus, Output, Piece
 from slm_jobs.store import JobStore
 
 _PACE = 0.05  # seconds between two looks
+_AWAY_SECONDS = 90.0  # browsers do not come back to a stream that answers with 503
+_AWAY_PACE = 0.5
 _WHOLE = "end"  # the offset in the id of text that was not streamed
 
 
@@ -53,17 +56,28 @@ JobEvent = StatusChanged | TextAdded | Restarted | Ended
 async def follow(
     store: JobStore, events: JobEvents, job_id: str, after: str | None = None
 ) -> AsyncGenerator[JobEvent]:
-    """Ends with `Ended`; or without, when the job is deleted meanwhile. Raises StoreUnavailable."""
+    """Ends with `Ended`; or without, when the job is deleted meanwhile.
+
+    Rides out a Redis that is away for up to 90 s. Raises StoreUnavailable.
+    """
     reader = _Reader(after)
     seen: StatusChanged | None = None
+    away_since = math.inf
     async with events.watch(job_id) as watch:
         while True:
             looked = time.monotonic()
             try:  # the job first: the worker writes all text before the end
                 job = await run_in_threadpool(store.get, job_id)
+                entries = await run_in_threadpool(store.read_stream, job_id, reader.position)
             except JobNotFound:
                 return
-            entries = await run_in_threadpool(store.read_stream, job_id, reader.position)
+            except StoreUnavailable:
+                away_since = min(away_since, looked)
+                if looked - away_since > _AWAY_SECONDS:
+                    raise
+                await asyncio.sleep(_AWAY_PACE)
+                continue
+            away_since = math.inf
             status = StatusChanged(job.status, job.attempt)
             if status != seen and not job.status.is_terminal:
                 seen = status

@@ -21,6 +21,8 @@ from slm_jobs.errors import (
     BatchInProgress,
     BatchNotEnded,
     BatchNotFound,
+    CallbackUrlRefused,
+    DeadLetterNotFound,
     FileNotFound,
     IdempotencyConflict,
     JobGone,
@@ -56,6 +58,12 @@ async def _batch_not_found(request: Request, error: BatchNotFound) -> Response:
 async def _file_not_found(request: Request, error: FileNotFound) -> Response:
     detail = f"No file {_shown(error.file_id)}: it never existed or has expired."
     return await _problem(request, Problem("file_not_found", detail))
+
+
+async def _dead_letter_not_found(request: Request, error: DeadLetterNotFound) -> Response:
+    shown = _shown(error.job_id)
+    detail = f"No dead letter {shown}: it is none, was redriven or dropped, or has expired."
+    return await _problem(request, Problem("dead_letter_not_found", detail))
 
 
 def _shown(given: str) -> str:
@@ -99,8 +107,19 @@ _PLAIN: dict[type[SlmJobsError], str] = {  # what the error says is for clients
 
 
 async def _plain(request: Request, error: SlmJobsError) -> Response:
+    return await _problem(request, Problem(_PLAIN[type(error)], _sentence(error)))
+
+
+def _sentence(error: SlmJobsError) -> str:
     text = str(error)
-    return await _problem(request, Problem(_PLAIN[type(error)], f"{text[0].upper()}{text[1:]}."))
+    return f"{text[0].upper()}{text[1:]}."
+
+
+async def _callback_url_refused(request: Request, error: CallbackUrlRefused) -> Response:
+    detail = _sentence(error)
+    errors = [{"pointer": "/callback_url", "detail": detail}]
+    problem = Problem("callback_url_refused", detail, errors=errors, reason=error.reason)
+    return await _problem(request, problem)
 
 
 async def _store_unavailable(request: Request, error: StoreUnavailable) -> Response:
@@ -147,9 +166,11 @@ def install(app: FastAPI) -> None:
         JobNotFound: _job_not_found,
         BatchNotFound: _batch_not_found,
         FileNotFound: _file_not_found,
+        DeadLetterNotFound: _dead_letter_not_found,
         KeyRejected: _key_rejected,
         RateLimited: _rate_limited,
         **dict.fromkeys(_PLAIN, _plain),
+        CallbackUrlRefused: _callback_url_refused,
         StoreUnavailable: _store_unavailable,
         HTTPException: _http_error,
         RequestValidationError: _parameters,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, WithJsonSchema
 
+from api.addresses import absolute
 from api.auth import Caller, Viewer
 from api.body import check, json_bytes, load
 from api.desk import Desk
@@ -25,6 +26,7 @@ from api.limits import admission_headers
 from api.links import JOB_LINKS
 from api.problems import Problem
 from slm_jobs.admission import Admission
+from slm_jobs.callback_schemas import CallbackTarget
 from slm_jobs.errors import JobNotFound
 from slm_jobs.schemas import Job, JobRequest, JobStatus
 
@@ -67,10 +69,15 @@ def preferred_wait(
 Wait = Annotated[int, Depends(preferred_wait)]
 
 
-def visible_job(request: Request, job_id: JobId, viewer: Viewer) -> Job:
-    """The job, for its owner and for admins. Raises JobNotFound."""
+def check_job_id(job_id: str) -> None:
+    """Raises JobNotFound for what is none."""
     if not _JOB_ID.fullmatch(job_id):
         raise JobNotFound(job_id)
+
+
+def visible_job(request: Request, job_id: JobId, viewer: Viewer) -> Job:
+    """The job, for its owner and for admins. Raises JobNotFound."""
+    check_job_id(job_id)
     desk: Desk = request.app.state.desk
     return desk.store.get(job_id, viewer=viewer)
 
@@ -95,7 +102,13 @@ def router(desk: Desk) -> APIRouter:
                 "links": JOB_LINKS,
             },
             202: TAKEN,
-            **problems(*TAKING_PROBLEMS, "unknown_model", "unknown_template", "prompt_too_long"),
+            **problems(
+                *TAKING_PROBLEMS,
+                "unknown_model",
+                "unknown_template",
+                "prompt_too_long",
+                "callback_url_refused",
+            ),
         },
     )
     async def create_job(
@@ -116,19 +129,29 @@ def router(desk: Desk) -> APIRouter:
         """Checks the request and queues it. Nothing is taken or charged unless all of it is right.
 
         Poll the address in `Location` until `status` is `succeeded`, `failed`, `cancelled` or
-        `expired`; or wait here with `Prefer: wait=N`.
+        `expired`; or wait here with `Prefer: wait=N`; or be told at `callback_url`.
         """
 
-        def take() -> Admission:
+        def begin() -> tuple[JobRequest, Any, Admission | None]:
             data = load(body)
+            wanted = check(JobRequest, data)
+            return wanted, data, take(wanted, data) if wanted.callback_url is None else None
+
+        def take(
+            wanted: JobRequest, data: Any, callback: CallbackTarget | None = None
+        ) -> Admission:
             return desk.submit(
-                check(JobRequest, data),
+                wanted,
                 caller,
                 request_id=request.state.request_id,
                 idempotency=idempotency_of(request, data),
+                callback=callback,
             )
 
-        taken = await run_in_threadpool(take)
+        wanted, data, taken = await run_in_threadpool(begin)
+        if taken is None:  # a name that is looked up must not hold a thread
+            callback = await desk.targets.checked(wanted, caller, absolute(request, "/jobs"))
+            taken = await run_in_threadpool(take, wanted, data, callback)
         job = taken.job
         root = request.scope.get("root_path", "").rstrip("/")  # where a proxy has put us
         response.headers["Location"] = f"{root}/jobs/{job.id}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
-def _links(summaries: dict[str, str]) -> dict[str, Any]:
+def _links(summaries: dict[str, str], pointer: str = "/id") -> dict[str, Any]:
     return {
         operation: {
             "operationId": operation,
-            "parameters": {"id": "$response.body#/id"},
+            "parameters": {"id": f"$response.body#{pointer}"},
             "description": summary,
         }
         for operation, summary in summaries.items()
@@ -21,6 +21,7 @@ JOB_LINKS = _links(
         "get_job": "Poll the job, or wait for it.",
         "stream_job": "Follow the job.",
         "cancel_job": "Cancel the job.",
+        "list_job_callbacks": "See whether its callbacks have arrived.",
         "delete_job": "Delete the job when it has ended.",
     }
 )
@@ -30,6 +31,7 @@ BATCH_LINKS = _links(
         "read_results": "Read what is done, or follow it.",
         "read_errors": "Read what has failed.",
         "cancel_batch": "Cancel the batch.",
+        "list_batch_callbacks": "See whether its callbacks have arrived.",
         "retry_batch": "Run again what has not succeeded, when it has ended.",
         "delete_batch": "Delete the batch when it has ended.",
     }
@@ -46,5 +48,12 @@ FILE_LINKS = _links(
         "openai_get_file_content": "Read the file.",
         "openai_delete_file": "Delete the file.",
     }
+)
+DEAD_LETTER_LINKS = _links(
+    {
+        "redrive_dead_letter": "Run the job again.",
+        "drop_dead_letter": "Forget the job.",
+    },
+    "/job/id",
 )
 KEY_LINKS = _links({"rotate_key": "Change the token of the key.", "revoke_key": "Revoke the key."})

@@ -19,6 +19,7 @@ class ProblemType(NamedTuple):
     status: int
     title: str
     example: str  # a typical `detail`, for the documentation
+    retry_after: int | None = None  # seconds, where it passes by itself; a refusal may know better
 
 
 # Clients branch on these codes: add, but never rename.
@@ -56,6 +57,12 @@ PROBLEMS: dict[str, ProblemType] = {
         "There is no such file",
         "No file 'file-01K9ZX3V7Q4C8E2M5T6R0B1DAF': it never existed or has expired.",
     ),
+    "dead_letter_not_found": ProblemType(
+        404,
+        "There is no such dead letter",
+        "No dead letter 'job_01K9ZX3V7Q4C8E2M5T6R0B1DAF': it is none, was redriven or dropped, or "
+        "has expired.",
+    ),
     "key_not_found": ProblemType(
         404,
         "There is no such API key",
@@ -80,12 +87,19 @@ PROBLEMS: dict[str, ProblemType] = {
     "nothing_to_retry": ProblemType(
         409,
         "No row of the batch can run again",
-        "Every row of batch 'batch_01K9ZX3V7Q4C8E2M5T6R0B1DAF' has succeeded, or is invalid.",
+        "Every row of batch 'batch_01K9ZX3V7Q4C8E2M5T6R0B1DAF' has succeeded.",
     ),
     "idempotency_in_progress": ProblemType(
         409,
         "A batch with this Idempotency-Key is being uploaded",
         "A batch with this Idempotency-Key is being uploaded; try again later.",
+        retry_after=5,  # an upload may take minutes
+    ),
+    "nothing_to_replay": ProblemType(
+        409,
+        "No callback can be sent again",
+        "'job_01K9ZX3V7Q4C8E2M5T6R0B1DAF' has no callbacks yet: its request names no "
+        "callback_url, or nothing of its callback_events has happened.",
     ),
     "job_gone": ProblemType(
         410,
@@ -127,6 +141,12 @@ PROBLEMS: dict[str, ProblemType] = {
         "480 prompt tokens + 200 max_tokens = 680, more than the context of 512. "
         "Shorten the prompt, or set max_tokens to 32 or less.",
     ),
+    "callback_url_refused": ProblemType(
+        422,
+        "Callbacks may not go there",
+        "No callback may go to this URL: use https, or have its host listed in the key's "
+        "callback_hosts.",
+    ),
     "invalid_rows": ProblemType(
         422,
         "Rows of the batch are invalid",
@@ -144,7 +164,10 @@ PROBLEMS: dict[str, ProblemType] = {
         "This Idempotency-Key came with another body before.",
     ),
     "rate_limited": ProblemType(
-        429, "A limit of the key is reached", "Limits reached: requests. Try again in 12 s."
+        429,
+        "A limit of the key is reached",
+        "Limits reached: requests. Try again in 12 s.",
+        retry_after=1,
     ),
     "internal_error": ProblemType(
         500, "The service failed", "This is a fault of the service; it has been logged."
@@ -153,15 +176,19 @@ PROBLEMS: dict[str, ProblemType] = {
         503,
         "The service cannot run jobs yet",
         "Redis answers, but no worker is alive for any of: tinystories.",
+        retry_after=1,
     ),
     "queue_full": ProblemType(
-        503, "Too much waits already", "100000 jobs of this model wait already."
+        503, "Too much waits already", "100000 jobs of this model wait already.", retry_after=1
     ),
     "too_many_uploads": ProblemType(
-        503, "Too many uploads come in at once", "8 uploads are coming in already."
+        503, "Too many uploads come in at once", "8 uploads are coming in already.", retry_after=5
     ),
     "store_unavailable": ProblemType(
-        503, "The job store does not answer", "Redis does not answer. Try again in a second."
+        503,
+        "The job store does not answer",
+        "Redis does not answer. Try again in a second.",
+        retry_after=1,
     ),
     "unsupported_parameter": ProblemType(
         400, "The request asks for something that is not supported", "Not supported here: suffix."
@@ -208,6 +235,8 @@ class Problem(Exception):
         self.detail = detail
         self.errors = list(errors)
         self.headers = dict(headers or {})
+        if (seconds := PROBLEMS[code].retry_after) is not None:
+            self.headers.setdefault("Retry-After", str(seconds))
         self.fields = fields
 
     def response(self, request_id: str) -> Response:
@@ -222,8 +251,6 @@ class Problem(Exception):
             **({"errors": self.errors} if self.errors else {}),
             **self.fields,
         }
-        if kind.status == 503:
-            self.headers.setdefault("Retry-After", "1")
         # A refused text may be no valid Unicode; quoting it must not fail in turn.
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
         return Response(

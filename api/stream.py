@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request
@@ -59,9 +59,10 @@ def router(desk: Desk) -> APIRouter:
             async with aclosing(desk.follow(job.id, last_event_id)) as events:
                 async for event in events:
                     if time.monotonic() - checked > _KEY_SECONDS:
-                        if not await still_valid(request, caller):
-                            return
-                        checked = time.monotonic()
+                        with suppress(StoreUnavailable):  # asked again, with the next event
+                            if not await still_valid(request, caller):
+                                return
+                            checked = time.monotonic()
                     yield _to_sse(event)
         except StoreUnavailable as error:  # clients connect again, and go on where they were
             extra = {"request_id": request.state.request_id, "job_id": job.id}

@@ -52,7 +52,7 @@ class Uploads:
             await self._room.acquire()
         if waiting.cancelled_caught:
             detail = f"{self._threads.total_tokens:g} uploads are coming in already."
-            raise Problem("too_many_uploads", detail, headers={"Retry-After": "5"})
+            raise Problem("too_many_uploads", detail)
         body = Body(request)
         try:
             return await to_thread.run_sync(

@@ -38,6 +38,7 @@ REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
             "max_tokens": 60,
             "temperature": 0.9,
             "completion_window": "1h",
+            "callback_url": "https://example.com/hooks/slm",
             "name": "pets",
             "metadata": {"project": "animals"},
         },
@@ -71,6 +72,7 @@ _RUNNING: dict[str, Any] = {
     "finished_at": None,
     "expires_at": "2026-02-01T09:00:00.127000Z",
     "cancel_requested": False,
+    "cancel_requested_at": None,
     "rows_per_second": 21.4,
     "tokens_per_second": 3650.0,
     "estimated_seconds": 32.7,
@@ -156,6 +158,7 @@ def _request_body() -> dict[str, Any]:
         "type": "object",
         "properties": {**_OPTIONS, "file": {**file, "minLength": 1}},
         "required": ["file"],
+        "dependentRequired": {"callback_events": ["callback_url"]},
         "additionalProperties": False,
     }
     body["content"][MULTIPART] = {"schema": form_schema}

@@ -21,6 +21,7 @@ from api.openai.schemas import CompletionRequest
 from api.problems import Problem
 from slm_jobs.api_keys import KeyProof
 from slm_jobs.batch_schemas import Batch, BatchDraft, RowProblem
+from slm_jobs.callback_schemas import CallbackTarget
 from slm_jobs.schemas import GenerationParams
 
 _PEEKED = 10  # records in which one is looked for that can be read
@@ -37,6 +38,7 @@ def take(
     endpoint: str | None = None,
     extra: dict[str, Any] | None = None,
     reject: bool = False,
+    callback: CallbackTarget | None = None,
 ) -> Taken:
     """Makes a batch of the file's rows, or finds the one that the Idempotency-Key made.
 
@@ -44,6 +46,7 @@ def take(
     OpenAI's defaults hold. With `reject` a batch with invalid rows, or none, is kept as a failed
     one that tells them, instead of raising `invalid_rows` or `empty_batch`. `extra` is kept with
     the batch, see `BatchDraft`; rows of OpenAI lines with `echo` have `{"echo": True}` as theirs.
+    `callback` is what `Desk.targets` made of the options.
 
     Raises Problem, a kind of Refused, and StoreUnavailable; then no batch is left, or charged.
     """
@@ -79,6 +82,7 @@ def take(
         name=options.name,
         metadata=options.metadata,
         extra=extra or {},
+        callback=callback,
     )
     return uploaded(
         desk.store.batches,

@@ -19,6 +19,7 @@ from slm_jobs.events import LOOK_AGAIN
 List = Literal["results", "failures"]
 
 _PAGE = 200
+_LINE_ENDS = ("\x85", "\u2028", "\u2029")  # that JSON does not escape by itself
 _BLANK_SECONDS = 15.0  # after which a blank line shows that the connection lives
 _AWAY_SECONDS = 60.0
 _PACE = 0.05  # seconds between two looks
@@ -117,8 +118,7 @@ class Lines:
         self._seq = found[-1].seq
         self._left = None if self._left is None else self._left - len(found)
         self._sent = time.monotonic()
-        documents = (json.dumps(to_json(line), ensure_ascii=False) + "\n" for line in found)
-        return "".join(documents).encode()
+        return "".join(_json_line(to_json(line)) for line in found).encode()
 
     async def _may_go_on(self) -> bool:
         if time.monotonic() - self._checked > _KEY_SECONDS:
@@ -126,3 +126,11 @@ class Lines:
                 return False
             self._checked = time.monotonic()
         return True
+
+
+def _json_line(document: dict[str, Any]) -> str:
+    """One line also for readers who, as Python's `splitlines`, take U+2028 and others for ends."""
+    text = json.dumps(document, ensure_ascii=False)
+    for end in _LINE_ENDS:
+        text = text.replace(end, f"\\u{ord(end):04x}")
+    return text + "\n"

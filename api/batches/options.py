@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from api.body import check, number
 from api.problems import Problem
 from slm_jobs.batch_schemas import MAX_WINDOW_SECONDS, MIN_WINDOW_SECONDS
+from slm_jobs.callback_schemas import BatchCallbackOptions
 from slm_jobs.schemas import GenerationParams
 
 _WINDOW = re.compile(r"([0-9]{1,6})([smhd])")
@@ -28,6 +29,7 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3
 _NUMBERS = ("max_tokens", "temperature", "top_k", "top_p", "seed", "n")
 _NULLABLE = ("top_k", "seed")
 _FLAGS = {"true": True, "false": False}
+_LISTS = ("stop", "callback_events")
 
 
 def window_seconds(window: str) -> int:
@@ -44,7 +46,7 @@ def _check_window(window: str) -> str:
     return window
 
 
-class BatchOptions(GenerationParams):
+class BatchOptions(BatchCallbackOptions, GenerationParams):
     """What rows take that do not say otherwise, and how the batch is run."""
 
     model: str | None = Field(
@@ -83,13 +85,13 @@ PARAMS = tuple(GenerationParams.model_fields)
 
 
 def values_of(texts: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Options as a query or a form has them, checked; `stop` may be there several times.
+    """Options as a query or a form has them, checked; lists have an entry for each value.
 
     Raises Problem.
     """
     values: dict[str, Any] = {}
     for name, text in texts:
-        if name == "stop":
+        if name in _LISTS:
             values.setdefault(name, []).append(text)
             continue
         if name in values:

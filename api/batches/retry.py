@@ -9,7 +9,13 @@ from api.batches.upload import CHUNK_ROWS, Taken, Upload, uploaded
 from api.desk import Desk
 from api.problems import Problem
 from slm_jobs.api_keys import KeyProof
-from slm_jobs.batch_schemas import MAX_WINDOW_SECONDS, MIN_WINDOW_SECONDS, Batch, BatchDraft
+from slm_jobs.batch_schemas import (
+    MAX_WINDOW_SECONDS,
+    MIN_WINDOW_SECONDS,
+    Batch,
+    BatchDraft,
+    BatchStatus,
+)
 from slm_jobs.errors import BatchNotEnded
 from slm_jobs.schemas import GenerationParams
 
@@ -33,8 +39,7 @@ def retry(desk: Desk, batch: Batch, caller: KeyProof, idempotency_key: str | Non
                 upload.add(row)
                 found += 1
         if not found:
-            detail = f"Every row of batch {batch.id!r} has succeeded, or is invalid."
-            raise Problem("nothing_to_retry", detail)
+            raise Problem("nothing_to_retry", _why_nothing(batch))
         return upload.end(lambda: digest)
 
     draft = BatchDraft(
@@ -48,6 +53,21 @@ def retry(desk: Desk, batch: Batch, caller: KeyProof, idempotency_key: str | Non
     )
     return uploaded(
         store, draft, caller, fill, idempotency_key=idempotency_key, digest=lambda: digest
+    )
+
+
+def _why_nothing(batch: Batch) -> str:
+    name, invalid = f"batch {batch.id!r}", batch.counts.failed
+    if batch.status is BatchStatus.FAILED:
+        return f"The rows of {name} were refused. Mend those that its `errors` name; send it again."
+    if not batch.counts.total:
+        return f"The rows of {name} are gone: it was cancelled while they came in."
+    if not invalid:
+        return f"Every row of {name} has succeeded."
+    which = "The row that failed is" if invalid == 1 else f"All {invalid} rows that failed are"
+    return (
+        f"{which} invalid, and cannot run again as the file has it: /batches/{batch.id}/errors "
+        "tells lines and mistakes. Mend the file, and send these rows as a new batch."
     )
 
 

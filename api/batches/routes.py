@@ -6,16 +6,14 @@ import re
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from api.auth import Caller, Viewer
 from api.batches import documentation as shown
 from api.batches.body import Uploads
 from api.batches.retry import retry
-from api.batches.submit import Submission, is_json
+from api.batches.submit import Submission
 from api.batches.upload import Taken
-from api.body import json_bytes
 from api.desk import Desk
 from api.documentation import BODY_PROBLEMS, problems
 from api.idempotency import IDEMPOTENCY_KEY_SCHEMA, idempotency_key_of
@@ -53,10 +51,15 @@ class BatchPage(BaseModel):
     next_cursor: str | None = Field(description="Send it as `cursor`; null on the last page.")
 
 
-def visible_batch(request: Request, batch_id: BatchId, viewer: Viewer) -> Batch:
-    """The batch, for its owner and for admins. Raises BatchNotFound."""
+def check_batch_id(batch_id: str) -> None:
+    """Raises BatchNotFound for what is none."""
     if not _BATCH_ID.fullmatch(batch_id):
         raise BatchNotFound(batch_id)
+
+
+def visible_batch(request: Request, batch_id: BatchId, viewer: Viewer) -> Batch:
+    """The batch, for its owner and for admins. Raises BatchNotFound."""
+    check_batch_id(batch_id)
     desk: Desk = request.app.state.desk
     return desk.store.batches.get(batch_id, viewer=viewer)
 
@@ -82,6 +85,7 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
                 *_TAKING_PROBLEMS,
                 "unknown_model",
                 "unknown_template",
+                "callback_url_refused",
                 "invalid_rows",
                 "empty_batch",
                 "too_many_uploads",
@@ -103,12 +107,7 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
         Files may be gzipped.
         """
         submission = Submission(desk, request, caller, idempotency_key_of(request))
-        if is_json(request):
-            body = await json_bytes(request)
-            taken = await run_in_threadpool(submission.take_json, body)
-        else:
-            taken = await uploads.run(request, submission.take_file)
-        return _answer(taken, request, response)
+        return _answer(await submission.take(uploads), request, response)
 
     @routes.get(
         "",

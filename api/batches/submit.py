@@ -6,31 +6,26 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from anyio import from_thread
+from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from api.batches.body import Body, file_of
+from api.addresses import absolute
+from api.batches.body import Body, Uploads, file_of
 from api.batches.content import Content
 from api.batches.formats import Format
 from api.batches.intake import take
 from api.batches.options import BatchOptions, BatchRequest, values_of
 from api.batches.upload import Taken
-from api.body import check, load
+from api.body import check, json_bytes, load
 from api.desk import Desk
+from api.problems import Problem
 from slm_jobs.api_keys import KeyProof
-
-
-def is_json(request: Request) -> bool:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return kind == "application/json" or (
-        kind.startswith("application/") and kind.endswith("+json")
-    )
+from slm_jobs.callback_schemas import CallbackTarget
 
 
 class Submission:
-    """One call of `POST /batches`; what its body says goes before what its address says.
-
-    Both ways block, and raise what `take` raises.
-    """
+    """One call of `POST /batches`; what its body says goes before what its address says."""
 
     def __init__(
         self, desk: Desk, request: Request, caller: KeyProof, idempotency_key: str | None
@@ -38,25 +33,68 @@ class Submission:
         self._desk = desk
         self._caller = caller
         self._key = idempotency_key
-        self._path = request.scope["path"]
-        self._headers = request.headers
+        self._request = request
         self._query = values_of(request.query_params.multi_items())
 
-    def take_json(self, body: bytes) -> Taken:
+    async def take(self, uploads: Uploads) -> Taken:
+        """Raises what `intake.take` raises, and CallbackUrlRefused."""
+        if not _is_json(self._request):
+            return await uploads.run(self._request, self._take_file)
+        body = await json_bytes(self._request)
+        options, rows = await run_in_threadpool(self._read_json, body)
+        callback = await self._callback(options)
+        return await run_in_threadpool(self._take, options, map(_line, rows), "jsonl", callback)
+
+    def _read_json(self, body: bytes) -> tuple[BatchOptions, list[Any]]:
         data = load(body)
         rows = check(BatchRequest, data).rows
-        options = {name: value for name, value in data.items() if name != "rows"}
-        return self._take(options, (json.dumps(row).encode() + b"\n" for row in rows), "jsonl")
+        return self._options({name: data[name] for name in data if name != "rows"}), rows
 
-    def take_file(self, body: Body) -> Taken:
-        kind = self._headers.get("content-type", "")
-        encoding = self._headers.get("content-encoding", "")
-        file = file_of(body, kind, encoding, self._desk.settings.max_batch_bytes)
-        return self._take(values_of(file.fields), file.chunks, file.form)
+    def _take_file(self, body: Body) -> Taken:
+        headers, most = self._request.headers, self._desk.settings.max_batch_bytes
+        kind, coding = headers.get("content-type", ""), headers.get("content-encoding", "")
+        file = file_of(body, kind, coding, most)
+        options = self._options(values_of(file.fields))
+        callback = from_thread.run(self._callback, options) if options.callback_url else None
+        return self._take(options, file.chunks, file.form, callback)
 
-    def _take(self, given: dict[str, Any], chunks: Iterable[bytes], form: Format) -> Taken:
-        options = check(BatchOptions, {**self._query, **given})
+    def _options(self, given: dict[str, Any]) -> BatchOptions:
+        return check(BatchOptions, {**self._query, **given})
+
+    async def _callback(self, options: BatchOptions) -> CallbackTarget | None:
+        link = absolute(self._request, "/batches")
+        return await self._desk.targets.checked(options, self._caller, link)
+
+    def _take(
+        self,
+        options: BatchOptions,
+        chunks: Iterable[bytes],
+        form: Format,
+        callback: CallbackTarget | None,
+    ) -> Taken:
+        path = self._request.scope["path"]
         # What makes two submissions the same, besides the file itself.
-        about = [self._path, form, options.model_dump(mode="json", exclude_unset=True)]
-        content = Content(chunks, about=about)
-        return take(self._desk, options, content, form, self._caller, idempotency_key=self._key)
+        about = [path, form, options.model_dump(mode="json", exclude_unset=True)]
+        return take(
+            self._desk,
+            options,
+            Content(chunks, about=about),
+            form,
+            self._caller,
+            idempotency_key=self._key,
+            callback=callback,
+        )
+
+
+def _line(row: Any) -> bytes:
+    try:
+        return json.dumps(row).encode() + b"\n"
+    except RecursionError:  # deeper than it was read: this stack is longer
+        raise Problem("malformed_json", "The body is nested too deeply.") from None
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (
+        kind.startswith("application/") and kind.endswith("+json")
+    )

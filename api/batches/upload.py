@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from api.callback_targets import linked
 from api.problems import Problem
 from slm_jobs.api_keys import KeyProof
 from slm_jobs.batch_schemas import Batch, BatchDraft, BatchRow, Duplicate, RowProblem
-from slm_jobs.batches import UPLOAD_SECONDS, BatchStore
+from slm_jobs.batches import UPLOAD_SECONDS, BatchStore, new_batch_id
 from slm_jobs.errors import IdempotencyConflict, RateLimited, StoreUnavailable
 
 CHUNK_ROWS = 500
@@ -47,7 +48,9 @@ def uploaded(
     Whatever is raised, also by `fill`, leaves no batch behind. Raises kinds of Refused, and
     StoreUnavailable.
     """
-    begun = store.begin(draft, owner=caller, idempotency_key=idempotency_key)
+    batch_id = new_batch_id()
+    draft = draft._replace(callback=linked(draft.callback, batch_id))
+    begun = store.begin(draft, owner=caller, batch_id=batch_id, idempotency_key=idempotency_key)
     if begun.digest is not None:
         if begun.digest != digest():
             raise IdempotencyConflict

@@ -200,6 +200,7 @@ def to_object(batch: Batch, extra: dict[str, Any]) -> BatchObject:
         created_at=_seconds(batch.created_at),
         in_progress_at=_seconds(batch.started_at) if batch.started_at else None,
         expires_at=_seconds(batch.expires_at) if batch.expires_at else None,
+        cancelling_at=_seconds(batch.cancel_requested_at) if batch.cancel_requested_at else None,
         **ended,
         request_counts=RequestCounts(
             total=counts.total,

@@ -53,11 +53,9 @@ def respond(scope: Scope, problem: Problem) -> Response:
     if not route_path(scope).startswith(_PREFIX):
         return problem.response(scope["state"]["request_id"])
     status = _dialect(problem.code).status
-    headers = dict(problem.headers)
-    if status == 503:
-        headers.setdefault("Retry-After", "1")
     text = json.dumps(error_body(problem), ensure_ascii=False, separators=(",", ":"))
-    return Response(text.encode("utf-8", "replace"), status, headers, media_type="application/json")
+    content = text.encode("utf-8", "replace")
+    return Response(content, status, problem.headers, media_type="application/json")
 
 
 def error_body(problem: Problem) -> dict[str, Any]:
@@ -88,7 +86,7 @@ def errors(*codes: str) -> dict[int | str, dict[str, Any]]:
         examples[_dialect(code).code] = {"summary": kind.title, "value": example}
         if key != "default":
             response["description"] = " · ".join(f"`{name}`" for name in examples)
-        if key in (429, 503):
+        if kind.retry_after is not None:
             seconds = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
             response["headers"] = {"Retry-After": seconds}
     return documented

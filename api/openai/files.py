@@ -16,7 +16,9 @@ from fastapi.responses import StreamingResponse
 
 from api.auth import Viewer
 from api.batches.body import MULTIPART, Body, Uploads
+from api.batches.content import limited
 from api.batches.multipart import parts
+from api.body import MAX_BODY_BYTES
 from api.desk import Desk
 from api.links import FILE_LINKS
 from api.openai.batch_lines import OutputFile, output_files
@@ -128,7 +130,9 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
             raise Problem("unsupported_media_type", detail, headers={"Accept": MULTIPART})
 
         def run(body: Body) -> File:
-            return keep(desk, parts(body, kind), viewer.id)
+            most = desk.settings.max_batch_bytes + MAX_BODY_BYTES  # a file, and what is around it
+            form = limited(body, most)
+            return keep(desk, parts(form, kind), viewer.id)
 
         return shown(await uploads.run(request, run))
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 import fakeredis
@@ -12,6 +15,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from slm_jobs.api_keys import KeySettings, NewKey
+from slm_jobs.callback_urls import Resolve
 from slm_jobs.events import JobEvents
 from slm_jobs.schemas import WorkerInfo
 from slm_jobs.settings import Settings
@@ -76,10 +80,28 @@ def bearer(key: NewKey) -> dict[str, str]:
 
 
 @pytest.fixture
+def dns() -> dict[str, list[str]]:
+    """What names lead to; others do not exist."""
+    return {"example.com": ["93.184.215.14", "2606:2800:21f::1"]}
+
+
+@pytest.fixture
+def resolve(dns: dict[str, list[str]]) -> Resolve:
+    async def resolve(host: str, port: int) -> list[str]:
+        if host in dns:
+            return dns[host]
+        with suppress(ValueError):
+            return [str(ip_address(host))]
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    return resolve
+
+
+@pytest.fixture
 def client(
-    settings: Settings, store: JobStore, events: JobEvents, key: NewKey
+    settings: Settings, store: JobStore, events: JobEvents, resolve: Resolve, key: NewKey
 ) -> Iterator[TestClient]:
     """Sends `key` with every request."""
-    app = create_app(settings, store, events)
+    app = create_app(settings, store, events, resolve)
     with TestClient(app, follow_redirects=False, headers=bearer(key)) as client:
         yield client

@@ -8,13 +8,15 @@ import time
 from typing import Any
 
 import fakeredis
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from slm_jobs.api_keys import KeySettings, NewKey
-from slm_jobs.batch_schemas import RowEnd
+from slm_client import Client
+from slm_jobs.api_keys import KeyProof, KeySettings, NewKey
+from slm_jobs.batch_schemas import BatchDraft, BatchRow, RowEnd, RowProblem
 from slm_jobs.events import LOOK_AGAIN
-from slm_jobs.schemas import JobError, Output, Usage, Work
+from slm_jobs.schemas import GenerationParams, JobError, Output, Usage, Work
 from slm_jobs.store import JobStore
 from tests.api.batch_calls import JSONL, claim_all, jsonl, left_in, lines, send, take
 from tests.api.conftest import bearer
@@ -266,15 +268,21 @@ def test_a_read_that_waits_in_vain(client: TestClient) -> None:
 def test_cancelling(client: TestClient, store: JobStore) -> None:
     batch = take(client, "a", "b", "c")["id"]
     [work] = store.claim_next("tiny", worker="w1", rows=1)
+    assert client.get(f"/batches/{batch}").json()["cancel_requested_at"] is None
+    asked_at = set()
     for _ in range(2):
         asked = client.post(f"/batches/{batch}/cancel")
         assert asked.status_code == 200
         assert asked.json()["cancel_requested"] is True
         assert asked.json()["counts"]["cancelled"] == 2
+        store.clock_offset_ms += 5_000  # it is told when it was asked for first
+        asked_at.add(asked.json()["cancel_requested_at"])
     partial = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
     store.batches.finish([RowEnd(work, "cancelled", PARTIAL, partial, None)])
     ended = client.post(f"/batches/{batch}/cancel").json()
     assert (ended["status"], ended["counts"]["cancelled"]) == ("cancelled", 3)
+    assert asked_at == {ended["cancel_requested_at"]}
+    assert ended["created_at"] <= ended["cancel_requested_at"] < ended["finished_at"]
     found = lines(client.get(f"/batches/{batch}/errors?follow=true"))
     assert [line["error"]["code"] for line in found] == ["cancelled"] * 3
     assert sorted(line["prompt"] for line in found) == ["a", "b", "c"]
@@ -297,6 +305,7 @@ CALLS = [
     ("DELETE", ""),
     ("POST", "/cancel"),
     ("POST", "/retry"),
+    ("GET", "/callbacks"),
     ("GET", "/results"),
     ("GET", "/errors?follow=true"),
 ]
@@ -380,19 +389,60 @@ def test_rows_that_never_started_are_retried(client: TestClient, store: JobStore
     assert names == {f"r{i}" for i in range(1, 1200)}
 
 
-def test_nothing_to_retry(client: TestClient, redis: fakeredis.FakeRedis) -> None:
-    batch = send(client, b"{\n{\n", on_invalid="skip").json()["id"]
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b"{\n{\n", "All 2 rows that failed are invalid"),
+        (b'"a"\n{\n', "The row that failed is invalid, and cannot run again as the file has it"),
+        (b'"a"\n', "Every row of batch"),
+    ],
+)
+def test_nothing_to_retry(
+    client: TestClient, store: JobStore, redis: fakeredis.FakeRedis, content: bytes, advice: str
+) -> None:
+    batch = send(client, content, on_invalid="skip").json()["id"]
+    succeed(store, *claim_all(store))
     before = left_in(redis)
-    problem(client.post(f"/batches/{batch}/retry"), "nothing_to_retry")
+    document = problem(client.post(f"/batches/{batch}/retry"), "nothing_to_retry")
+    assert document["detail"].startswith(advice)
     assert left_in(redis) == before
 
 
-def test_json_lines_are_what_they_say(client: TestClient, store: JobStore) -> None:
-    """U+2028 is no line break in them, and stays."""
-    batch = take(client, "a\u2028b\nc")["id"]
-    succeed(store, *claim_all(store))
-    response = client.get(f"/batches/{batch}/results")
-    assert response.headers["content-type"] == JSONL
-    [line, rest] = response.content.split(b"\n")
-    assert json.loads(line)["prompt"] == "a\u2028b\nc"
-    assert rest == b""
+@pytest.mark.parametrize("end", ["cancelled", "refused"])
+def test_nothing_to_retry_of_what_never_ran(
+    client: TestClient, store: JobStore, key: NewKey, end: str
+) -> None:
+    owner = KeyProof.of(key.token)
+    batch = store.batches.begin(BatchDraft("tiny", GenerationParams()), owner=owner).batch_id
+    store.batches.add_rows(batch, [BatchRow("a", 1, ["a"], {}, 2, 1)])
+    if end == "cancelled":
+        client.post(f"/batches/{batch}/cancel")
+    else:
+        wrong = RowProblem(line=2, code="invalid_row", message="x")
+        store.batches.reject(batch, [wrong], "digest")
+    document = problem(client.post(f"/batches/{batch}/retry"), "nothing_to_retry")
+    assert end in document["detail"]
+
+
+def test_json_lines_are_what_they_say(client: TestClient, store: JobStore, key: NewKey) -> None:
+    """However they are split: some readers take more than \\n for the end of a line."""
+    ends = "".join(end for end in map(chr, range(0x3000)) if len(f"a{end}b".splitlines()) > 1)
+    asked = f"é ☃{ends}\n\x00"
+    batch = take(client, asked, asked)["id"]
+    one, two = claim_all(store)
+    succeed(store, one)
+    fail(store, two)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        got = client.get(str(request.url))
+        return httpx.Response(got.status_code, headers=got.headers, content=got.content)
+
+    with Client("http://testserver", key.token, transport=httpx.MockTransport(answer)) as ours:
+        for name, read in (("results", ours.batches.results), ("errors", ours.batches.errors)):
+            response = client.get(f"/batches/{batch}/{name}")
+            assert response.headers["content-type"] == JSONL
+            assert response.content.endswith(b"\n")
+            assert "é ☃" in response.text
+            for split in (response.text.splitlines(), response.content.splitlines()):
+                assert [json.loads(line)["prompt"] for line in split] == [asked]
+            assert [result.prompt for result in read(batch)] == [asked]

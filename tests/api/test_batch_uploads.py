@@ -280,7 +280,9 @@ def test_a_client_that_leaves(
     upload = Upload(client, **{"Idempotency-Key": "k"})
     upload.push(b"a\n" * (CHUNK_ROWS + 1))
     until(lambda: uploading(store, redis))
-    problem(send(client, b"a", headers={"Idempotency-Key": "k"}), "idempotency_in_progress")
+    twin = send(client, b"a", headers={"Idempotency-Key": "k"})
+    problem(twin, "idempotency_in_progress")
+    assert twin.headers["retry-after"] == "5"
     [batch] = client.get("/batches").json()["data"]
     assert (batch["status"], batch["counts"]["total"]) == ("validating", CHUNK_ROWS)
     assert claim_all(store) == []

@@ -37,6 +37,8 @@ plausible = st.fixed_dictionaries(
         "model": st.none() | st.sampled_from(["tiny", "small"]) | text,
         "metadata": st.dictionaries(text, text, max_size=3),
         "ignore_eos": st.booleans(),
+        "queue_timeout": st.none() | st.floats() | st.integers(-1, 700_000),
+        "run_timeout": st.none() | st.floats() | st.integers(-1, 700_000),
     },
 )
 sane = st.text(min_size=1, max_size=30)  # of Unicode scalars

@@ -32,6 +32,7 @@ KEYS = [
     "fingerprint",
     "error",
     "metadata",
+    "retry_of",
 ]
 
 

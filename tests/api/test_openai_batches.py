@@ -409,6 +409,8 @@ def test_a_cancelled_batch_keeps_what_is_done(api: openai.OpenAI, store: JobStor
     cancelling = api.batches.cancel(batch.id)
     assert cancelling.status == "cancelling"
     assert cancelling.output_file_id is None
+    assert cancelling.cancelling_at is not None
+    assert cancelling.created_at <= cancelling.cancelling_at
     store.batches.finish([RowEnd(running, "cancelled", [], None, FINGERPRINT)])
     cancelled = api.batches.retrieve(batch.id)
     assert (cancelled.status, cancelled.completed_at) == ("cancelled", None)

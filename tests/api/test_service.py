@@ -260,9 +260,8 @@ def test_the_image_and_slm_up_bound_the_api_alike(tmp_path: Path) -> None:
     """How long it takes to stop, and how many connections it holds."""
     image = (Path(api.app.__file__).parents[1] / "Dockerfile.api").read_text()
     arguments: list[str] = json.loads(image.rpartition("\nCMD ")[2].replace("\\\n", ""))
-    _, _, [part], _ = service_parts(
-        make_plan(StackOptions(port=0, data_dir=tmp_path, redis_url=None), 0)
-    )
+    plan = make_plan(StackOptions(port=0, data_dir=tmp_path, redis_url=None), 0)
+    [part] = (part for stage in service_parts(plan) for part in stage if part.name == "api")
     for option in ("--timeout-graceful-shutdown", "--limit-concurrency"):
         wanted = part.command[part.command.index(option) + 1]
         assert arguments[arguments.index(option) + 1] == wanted

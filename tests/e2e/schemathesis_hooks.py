@@ -55,18 +55,9 @@ def map_body(context: Any, body: Any) -> Any:
 
     What is wrong with a body stays wrong.
     """
-    if not isinstance(body, dict):
-        return body
-    if isinstance(hosts := body.get("callback_hosts"), list):
-        return {
-            **body,
-            "callback_hosts": ["a.example" if _is_text(host, 261) else host for host in hosts],
-        }
-    if not context.operation.path.startswith(GENERATING):
+    if not isinstance(body, dict) or not context.operation.path.startswith(GENERATING):
         return body
     named = _named(body)
-    if named.get("callback_url", "") is None:  # as if it were not there, but for that of the query
-        del named["callback_url"]
     if isinstance(body.get("template"), str) and _texts(body.get("variables", {})):
         named |= TEMPLATE if context.operation.path == "/jobs" else {}
     return named
@@ -77,9 +68,24 @@ def map_query(context: Any, query: Any) -> Any:
     """Likewise."""
     if not isinstance(query, dict) or context.operation.label != "POST /batches":
         return query
-    if "callback_events" in query:  # which need it
-        query = {"callback_url": CALLBACK_URL, **query}
     return _named(query)
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, **_: Any) -> None:
+    """Likewise: where callbacks may go. Examples, too, get here."""
+    for fields in (case.body, case.query):
+        if not isinstance(fields, dict):
+            continue
+        if _is_text(fields.get("callback_url"), 2_048):
+            fields["callback_url"] = CALLBACK_URL
+        if isinstance(hosts := fields.get("callback_hosts"), list):
+            fields["callback_hosts"] = ["a.example" if _is_text(h, 261) else h for h in hosts]
+    if case.operation.label == "POST /batches":  # what the body says goes before the query
+        if isinstance(case.body, dict) and case.body.get("callback_url", "") is None:
+            del case.body["callback_url"]
+        if case.query and "callback_events" in case.query:  # which needs it
+            case.query.setdefault("callback_url", CALLBACK_URL)
 
 
 @schemathesis.hook
@@ -112,8 +118,6 @@ def _named(fields: dict[str, Any]) -> dict[str, Any]:
     named: dict[str, Any] = {"model": MODEL} if isinstance(fields.get("model"), str) else {}
     if isinstance(fields.get("metadata"), str):  # JSON in a text
         named["metadata"] = '{"a": "b"}'
-    if _is_text(fields.get("callback_url"), 2_048):
-        named["callback_url"] = CALLBACK_URL
     tokens, n = fields.get("max_tokens", 300), fields.get("n")
     if isinstance(tokens, int | float) and LONGEST < tokens <= 300:
         named["max_tokens"] = tokens % LONGEST + 1

@@ -1,0 +1,98 @@
+"""What docs/api.md says of callbacks is so."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from standardwebhooks import Webhook
+from starlette.testclient import TestClient
+
+from slm_jobs import callback_urls
+from slm_jobs.callback_schemas import BatchEventName, JobEventName
+from slm_jobs.settings import Settings
+from slm_jobs.store import JobStore
+from tests.api.callback_calls import CALLBACK, due, run, take_job
+from worker.callbacks import delivery
+
+PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text("utf-8")
+SECTION = PAGE[PAGE.index("\n## Callbacks\n") : PAGE.index("\n## OpenAI's clients\n")]
+
+
+def block(kind: str) -> str:
+    [found] = re.findall(rf"```{kind}\n(.*?)```", SECTION, re.DOTALL)
+    return str(found)
+
+
+def names_in_table(docstring: str | None) -> set[str]:
+    """The first words of the indented lines of a table."""
+    return set(re.findall(r"^    ([a-z_<>]+)  +\S", docstring or "", re.MULTILINE))
+
+
+def test_a_callback_looks_as_it_is_shown(client: TestClient, store: JobStore) -> None:
+    shown = json.loads(block("http").partition("\n\n")[2])
+    take_job(client, **CALLBACK, callback_outputs=True)
+    run(store)
+    [one] = due(store)
+    sent = json.loads(one.payload)
+    assert (list(sent), sent["type"]) == (list(shown), shown["type"])
+    assert sent["data"].keys() == shown["data"].keys()
+    for name, value in shown["data"].items():
+        assert type(sent["data"][name]) is type(value), name
+
+
+def test_the_receiver_works(
+    client: TestClient, store: JobStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [secret] = client.get("/callbacks/secret").json()["secrets"]
+    code: dict[str, Any] = {}
+    exec(block("python").replace("whsec_...", secret["secret"]), code)  # noqa: S102
+    take_job(client, **CALLBACK)
+    run(store)
+    [one] = due(store)
+
+    def headers(minutes: int = 0) -> dict[str, str]:
+        at = datetime.fromtimestamp(int(datetime.now(UTC).timestamp()) - 60 * minutes, UTC)
+        signed = Webhook(one.secrets[0]).sign(one.delivery.id, at, one.payload.decode())
+        return {
+            "webhook-id": one.delivery.id,
+            "webhook-timestamp": str(int(at.timestamp())),
+            "webhook-signature": signed,
+        }
+
+    receive = code["receive"]
+    assert [receive(one.payload, headers()) for _ in range(2)] == [204, 204]
+    assert capsys.readouterr().out.count("job.succeeded") == 1
+    assert receive(one.payload.replace(b"tiny", b"huge"), headers()) == 401
+    assert receive(b"\xff", headers()) == 401
+    assert receive(one.payload, headers(6)) == 401
+    assert receive(one.payload, headers() | {"webhook-id": "x"}) == 401
+    assert receive(one.payload, headers() | {"webhook-signature": "nonsense"}) == 401
+    assert receive(one.payload, {}) == 401
+
+
+def test_nothing_is_left_out() -> None:
+    events = {f"job.{name}" for name in get_args(JobEventName)}
+    events |= {f"batch.{name}" for name in get_args(BatchEventName)}
+    assert set(re.findall(r"`((?:job|batch)\.[a-z]+)`", SECTION)) == events
+    for code in names_in_table(callback_urls.__doc__) | names_in_table(delivery.__doc__):
+        assert f"`{code}`" in SECTION or code == "internal_error", code
+    pauses = Settings.model_fields["callback_schedule_seconds"].default
+    assert pauses == (0, 5, 300, *(hours * 3600 for hours in (0.5, 2, 5, 10, 14, 20, 24)))
+    assert "after 5 s, 5 min, 30 min, 2, 5, 10, 14, 20 and 24 h" in SECTION
+
+
+def test_the_commands_are_taken(client: TestClient, dns: dict[str, list[str]]) -> None:
+    """The bodies and options of its curl."""
+    [body] = re.findall(r"--json '(.*?)'", SECTION)
+    assert client.post("/jobs", json={**json.loads(body), "max_tokens": 5}).status_code == 202
+    [query] = re.findall(r'"\$SLM_URL/batches\?(.*?)"', SECTION)
+    kind = {"Content-Type": "text/plain"}
+    taken = client.post(f"/batches?{query}&max_tokens=5", content=b"a\n", headers=kind)
+    assert taken.status_code == 202, taken.text
+    entries = re.findall(r"--callback-host '?([^\s']+)", SECTION)
+    assert entries == [callback_urls.check_entry(entry) for entry in entries]
