@@ -11,6 +11,7 @@ with Client("http://127.0.0.1:8000", api_key="slm_…") as client:  # by default
 from slm_client.batch import Batch, BatchCounts, BatchParams, Result, RowProblem
 from slm_client.callbacks import Attempt, CallbackSecret, Delivery
 from slm_client.client import DEFAULT_URL, Client
+from slm_client.dead_letters import DeadLetter, Redriven
 from slm_client.errors import (
     ApiError,
     BadInput,
@@ -34,6 +35,7 @@ __all__ = [
     "BatchParams",
     "CallbackSecret",
     "Client",
+    "DeadLetter",
     "Delivery",
     "DoneEvent",
     "Failure",
@@ -44,6 +46,7 @@ __all__ = [
     "Output",
     "Params",
     "QueuePosition",
+    "Redriven",
     "RestartEvent",
     "Result",
     "RowProblem",

@@ -17,6 +17,7 @@ from slm_client import stream
 from slm_client.batch import BatchParams, Result
 from slm_client.batches import Batches
 from slm_client.callbacks import Callbacks
+from slm_client.dead_letters import DeadLetters
 from slm_client.errors import JobFailed
 from slm_client.job import Job, Params
 from slm_client.keys import Keys
@@ -53,6 +54,7 @@ class Client:
         self.base_url = self._connection.base_url
         self.batches = Batches(self._connection)
         self.callbacks = Callbacks(self._connection)
+        self.dead_letters = DeadLetters(self._connection)
         self.keys = Keys(self._connection)
 
     def submit(self, prompt: str | list[str] | None = None, **params: Unpack[Params]) -> Job:

@@ -11,7 +11,9 @@ from typing import Any, TypedDict
 class Params(TypedDict, total=False):
     """The fields of `POST /jobs` besides `prompt`. What is left out takes the service's default.
 
-    `template` and its `variables` take the place of a prompt. `callback_url` is told when the job
+    `template` and its `variables` take the place of a prompt. After `queue_timeout` seconds without
+    a start the job is `expired`; after `run_timeout` seconds from its first start it has failed
+    with `deadline_exceeded`, and keeps its text so far. `callback_url` is told when the job
     has ended, or of the `callback_events` alone (`running`, `succeeded`, `failed`, `cancelled`,
     `expired`), with the outputs if `callback_outputs` says so.
     """
@@ -28,6 +30,8 @@ class Params(TypedDict, total=False):
     ignore_eos: bool
     n: int
     priority: int
+    queue_timeout: float | None
+    run_timeout: float | None
     stream: bool
     metadata: dict[str, str]
     callback_url: str | None
@@ -78,7 +82,8 @@ class QueuePosition:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Times are UTC. `raw` is the whole document, with what this version does not know."""
+    """Times are UTC. `retry_of`: the dead letter that it runs again. `raw` is the whole document,
+    with what this version does not know."""
 
     id: str
     status: str
@@ -94,6 +99,7 @@ class Job:
     usage: Usage | None
     error: Failure | None
     metadata: dict[str, str]
+    retry_of: str | None
     raw: Mapping[str, Any] = field(repr=False, compare=False)
 
     @property
@@ -136,6 +142,7 @@ class Job:
             usage=Usage.from_json(document.get("usage")),
             error=error and Failure(error["code"], error["message"]),
             metadata=dict(document.get("metadata") or {}),
+            retry_of=document.get("retry_of"),
             raw=document,
         )
 

@@ -78,7 +78,7 @@ def read_perplexity(directory: str | Path) -> dict[str, float]:
     recorded = _read(directory).get("perplexity", {})
     try:
         return {precision: float(value) for precision, value in recorded.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"bad perplexity in {directory}/{CONFIG}: {error}") from None
 
 
@@ -96,7 +96,7 @@ def _read(directory: str | Path) -> dict[str, Any]:
         tokenizer, _ = content["tokenizer"], content["model"]
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {directory}: {CONFIG} is missing") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a checkpoint config: {error!r}") from None
     if tokenizer != Tokenizer.name:
         raise CheckpointError(f"{path} asks for tokenizer {tokenizer!r}; only 'gpt2' is known")

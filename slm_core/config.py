@@ -9,6 +9,16 @@ from slm_core.errors import CheckpointError
 
 GPT2_VOCAB_SIZE = 50257
 
+# Far above any model that this engine could run. A config may come from a stranger, and a module is
+# made for each layer before the weights show what is true of it.
+_MOST = {
+    "n_layer": 256,
+    "n_head": 1_024,
+    "n_embd": 1 << 16,
+    "context_length": 1 << 20,
+    "vocab_size": 1 << 20,
+}
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -31,9 +41,10 @@ class GPTConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "context_length", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f"{name} must be 1 to {most}, not {value!r:.32}")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         if not 0.0 <= self.dropout < 1.0:
@@ -57,6 +68,8 @@ class GPTConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
         """The inverse of `to_dict`. Raises CheckpointError on unknown, missing or bad fields."""
+        if not isinstance(values, dict):
+            raise CheckpointError("bad model config: it is no object")
         unknown = values.keys() - {field.name for field in fields(cls)}
         if unknown:
             raise CheckpointError(f"unknown model config fields: {', '.join(sorted(unknown))}")

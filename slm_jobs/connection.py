@@ -8,20 +8,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
-from redis import BlockingConnectionPool, ConnectionPool, Redis, asyncio, exceptions
-from redis.asyncio.connection import ConnectionPool as AsyncConnectionPool
-from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
-from redis.asyncio.connection import UnixDomainSocketConnection as AsyncUnixConnection
+from redis import BlockingConnectionPool, ConnectionPool, Redis, asyncio, connection, exceptions
+from redis import sentinel as sentinels
+from redis.asyncio import connection as async_connection
+from redis.asyncio import sentinel as async_sentinels
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.asyncio.sentinel import Sentinel as AsyncSentinel
-from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
-from redis.connection import SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.redis_url import RedisUrl
@@ -40,133 +36,195 @@ _REFUSAL = re.compile(r"(?:^|\s-)(OOM|READONLY|MISCONF|NOREPLICAS|MASTERDOWN|LOA
 _PAUSE = 0.5  # seconds between two attempts to get an answer of a Redis that fell silent
 
 # A machine that vanished is noticed within 25 s, also by who only listens.
-KEEPALIVE = {
-    getattr(socket, name): value
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-    if hasattr(socket, name)
+KEEPALIVE: dict[str, Any] = {
+    "socket_keepalive": True,
+    "socket_keepalive_options": {
+        getattr(socket, name): value
+        for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+        if hasattr(socket, name)
+    },
 }
 
 
 def connect(settings: Settings, *, max_connections: int) -> Redis:
-    """A client that waits `redis_timeout_seconds` for each reply, and half of it for a connection.
+    """A client that waits `redis_timeout_seconds` for a reply, and half of it for a connection.
 
     It repeats no command: a claim whose reply was lost and that is sent again claims twice. While
-    Redis is silent it waits for one caller at a time, and refuses the others at once.
+    Redis is silent one caller at a time waits for it; others are refused at once.
     """
-    address, timeout = settings.redis_address, settings.redis_timeout_seconds
-    options = {
-        **_options(address, timeout),
-        "retry": Retry(NoBackoff(), 0),
-        "max_connections": max_connections,
-        "timeout": timeout / 2,
-    }
-    if address.sentinels:
-        manager = Sentinel(
-            address.sentinels,
-            sentinel_kwargs={**sentinel_options(address, timeout), "retry": options["retry"]},
-        )
-        options["ssl"] = address.tls is not None
-        pool: ConnectionPool = _SentinelPool(address.master, manager, **options)
-    else:
-        if address.path:
-            options["connection_class"] = UnixDomainSocketConnection
-        elif address.tls is not None:
-            options["connection_class"] = SSLConnection
-        pool = BlockingConnectionPool(**options)
+    timeout = settings.redis_timeout_seconds
+    pool = _pool(_SYNC, settings, max_connections=max_connections, timeout=timeout / 2)
     return _Redis.from_pool(pool)
 
 
 def connect_asyncio(settings: Settings) -> asyncio.Redis:
     """A client for those who listen. It repeats no command either."""
-    address, timeout = settings.redis_address, settings.redis_timeout_seconds
-    options = {**_options(address, timeout), "retry": AsyncRetry(NoBackoff(), 0)}
-    if address.sentinels:
-        manager = AsyncSentinel(
-            address.sentinels,
-            sentinel_kwargs={**sentinel_options(address, timeout), "retry": options["retry"]},
-        )
-        options["ssl"] = address.tls is not None
-        pool: AsyncConnectionPool = _AsyncSentinelPool(address.master, manager, **options)
-    else:
-        if address.path:
-            options["connection_class"] = AsyncUnixConnection
-        elif address.tls is not None:
-            options["connection_class"] = AsyncSSLConnection
-        pool = AsyncConnectionPool(**options)
-    return asyncio.Redis.from_pool(pool)
-
-
-def _options(address: RedisUrl, timeout: float) -> dict[str, Any]:
-    """What connections to Redis itself have in common."""
-    options: dict[str, Any] = {
-        "db": address.db,
-        **address.credentials(),
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout / 2 if address.sentinels else timeout,
-        "decode_responses": True,
-    }
-    if address.path:
-        return {**options, "path": address.path}
-    if not address.sentinels:
-        options |= {"host": address.host, "port": address.port}
-    keepalive = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
-    return options | keepalive | (address.tls or {})
+    return asyncio.Redis.from_pool(_pool(_ASYNCIO, settings))
 
 
 def sentinel_options(address: RedisUrl, timeout: float) -> dict[str, Any]:
-    """For redis-py's connections to the Sentinels, which are asked one after the other: all of
-    them together get half of the time."""
+    """Of redis-py's connections to the Sentinels, who are asked one after the other: all of them
+    together get half of the time."""
     share = timeout / 2 / len(address.sentinels)
-    options = {"socket_timeout": share, "socket_connect_timeout": share, "socket_keepalive": True}
+    options = {"socket_timeout": share, "socket_connect_timeout": share, **KEEPALIVE}
     tls = {} if address.tls is None else {"ssl": True, **address.tls}
     return options | tls | address.sentinel_credentials()
 
 
-class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
-    """Connections to whatever the Sentinels call the primary, as they are made."""
+def execute_raw(redis: Redis, *command: str | int | bytes) -> Any:
+    """What a command returns, with texts as bytes."""
+    return redis.execute_command(*command, NEVER_DECODE=True)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turns what Redis cannot do now into StoreUnavailable. What is our own bug stays visible."""
+    try:
+        yield
+    except _NOT_NOW as error:
+        raise StoreUnavailable(f"Redis does not serve us: {error}") from error
+    except exceptions.ResponseError as error:
+        if not _REFUSAL.search(str(error)):
+            raise
+        raise StoreUnavailable(f"Redis refuses: {error}") from error
+
+
+class _SentinelPool(sentinels.SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to whatever the Sentinels call the primary at the time."""
 
     def owns_connection(self, connection: Any) -> int:
-        """What leads to a former primary is disconnected, and may be used again: replaced, it
-        would be remembered all the same."""
-        if not super().owns_connection(connection):
+        """What leads to a former primary is disconnected, and used again: a pool that drops it
+        remembers it all the same, and would grow as long as there is no primary."""
+        if not super().owns_connection(connection):  # type: ignore[no-untyped-call]
             connection.disconnect()
         return ConnectionPool.owns_connection(self, connection)
 
 
-class _AsyncSentinelPool(AsyncSentinelConnectionPool):
+class _AsyncSentinelPool(async_sentinels.SentinelConnectionPool):
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
-        if inuse_connections:
+        if inuse_connections:  # at the end, then
             await self.sentinel_manager.aclose()
 
 
-class _Silence:
-    """Whether Redis has left somebody without a reply: then one caller at a time tries again, and
-    the others, whose threads are needed, are refused at once."""
+class _Library(NamedTuple):
+    """What redis-py has twice."""
 
-    def __init__(self) -> None:
-        self._until = 0.0  # refused until then; 0: nobody is
+    retry: Any
+    pool: Any
+    tls_connection: Any
+    unix_connection: Any
+    sentinel: Any
+    sentinel_pool: Any
+
+
+_SYNC = _Library(
+    Retry,
+    BlockingConnectionPool,
+    connection.SSLConnection,
+    connection.UnixDomainSocketConnection,
+    sentinels.Sentinel,
+    _SentinelPool,
+)
+_ASYNCIO = _Library(
+    AsyncRetry,
+    async_connection.ConnectionPool,
+    async_connection.SSLConnection,
+    async_connection.UnixDomainSocketConnection,
+    async_sentinels.Sentinel,
+    _AsyncSentinelPool,
+)
+
+
+def _pool(library: _Library, settings: Settings, **options: Any) -> Any:
+    address, timeout = settings.redis_address, settings.redis_timeout_seconds
+    retry = library.retry(NoBackoff(), 0)
+    options |= {
+        "db": address.db,
+        "decode_responses": True,
+        "retry": retry,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout / 2 if address.sentinels else timeout,
+        **address.credentials(),
+    }
+    if address.path:
+        options |= {"path": address.path, "connection_class": library.unix_connection}
+        return library.pool(**options)
+    options |= KEEPALIVE | (address.tls or {})
+    if address.sentinels:
+        asked = {**sentinel_options(address, timeout), "retry": retry}
+        manager = library.sentinel(address.sentinels, sentinel_kwargs=asked)
+        secure = address.tls is not None
+        return library.sentinel_pool(address.master, manager, ssl=secure, **options)
+    options |= {"host": address.host, "port": address.port}
+    if address.tls is not None:
+        options["connection_class"] = library.tls_connection
+    return library.pool(**options)
+
+
+class _Silence:
+    """Whether Redis left somebody without a reply: then one caller at a time tries again, and the
+    others, whose threads are needed, are refused at once."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._until = 0.0  # callers are refused; 0: nobody is
         self._lock = threading.Lock()
 
     @contextmanager
-    def noted(self, timeout: float) -> Iterator[None]:
-        """Around a call that may take `timeout` seconds."""
+    def noted(self) -> Iterator[None]:
+        """Around a call."""
         if self._until:
-            self._queue(timeout)
+            self._refuse_or_try()
         try:
             yield
-        except (exceptions.TimeoutError, MasterNotFoundError):
+        except (exceptions.TimeoutError, sentinels.MasterNotFoundError):
             self._until = time.monotonic() + _PAUSE
             raise
         except BaseException:
-            self._until = 0.0  # it says something
+            self._until = 0.0  # it says something, or fails at once
             raise
         self._until = 0.0
 
-    def _queue(self, timeout: float) -> None:
+    def _refuse_or_try(self) -> None:
         with self._lock:
             now = time.monotonic()
             if now < self._until:
                 raise exceptions.ConnectionError("it did not answer a moment ago")
-            if self._until:
-                self._until = now + 2 * timeout  # this is the one that tries
+            self._until = now + 2 * self._timeout if self._until else 0.0
+
+
+class _Redis(Redis):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        timeout = self.connection_pool.connection_kwargs["socket_timeout"]
+        self._silence = _Silence(timeout)
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        with self._silence.noted(), self._primary_only():
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        pipeline = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipeline.silence = self._silence
+        return pipeline
+
+    @contextmanager
+    def _primary_only(self) -> Iterator[None]:
+        """Connections to a Redis that is a replica now are given up: the address that leads to the
+        primary, or the Sentinels, will lead to another. Before Redis 7 a script's error hides it
+        from redis-py."""
+        try:
+            yield
+        except exceptions.ResponseError as error:
+            if isinstance(error, exceptions.ReadOnlyError) or "-READONLY " in str(error):
+                self.connection_pool.disconnect(inuse_connections=False)
+            raise
+
+
+class _Pipeline(Pipeline):
+    silence: _Silence
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        with self.silence.noted():
+            return super().execute(raise_on_error)

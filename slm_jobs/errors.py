@@ -74,7 +74,9 @@ class StoreUnavailable(SlmJobsError):
 class DeadLetterNotFound(SlmJobsError):
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        super().__init__(f"no dead letter {job_id!r}: it never was one, or has expired")
+        super().__init__(
+            f"no dead letter {job_id!r}: it is none, was redriven or dropped, or has expired"
+        )
 
 
 class NoSuchKey(SlmJobsError):

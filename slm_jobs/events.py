@@ -12,14 +12,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from redis import exceptions
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from slm_jobs import keys
+from slm_jobs.connection import connect_asyncio
 from slm_jobs.settings import Settings
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
     from redis.asyncio.client import PubSub
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ class JobEvents:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> JobEvents:
-        return cls(_connect(settings))
+        return cls(connect_asyncio(settings))
 
     @asynccontextmanager
     async def watch(self, job_id: str) -> AsyncIterator[Watch]:
@@ -101,10 +100,12 @@ class JobEvents:
         """Hears, and subscribes, in turn: the connection is for one task at a time."""
         wanted = asyncio.create_task(self._something.wait())
         hearing: asyncio.Task[dict[str, str] | None] | None = None
+        line: _Line | None = None
         try:
             while True:
-                if pubsub.subscribed and not hearing:
-                    hearing = asyncio.create_task(pubsub.get_message(timeout=LOOK_AGAIN))
+                line = (line or _Line(pubsub)) if pubsub.subscribed else None
+                if line and not hearing:
+                    hearing = asyncio.create_task(line.hear())
                 tasks = {wanted, hearing} if hearing else {wanted}
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 self._hear(await _stopped(hearing))
@@ -166,7 +167,7 @@ class DueEvents:
     long as it is entered, which it may be without Redis, too."""
 
     def __init__(self, settings: Settings, heard: Callable[[], None]) -> None:
-        self._redis = _connect(settings)
+        self._redis = connect_asyncio(settings)
         self._heard = heard
 
     async def __aenter__(self) -> Self:
@@ -182,8 +183,9 @@ class DueEvents:
             pubsub = self._redis.pubsub()
             try:
                 await pubsub.subscribe(keys.CALLBACKS_DUE)
+                line = _Line(pubsub)
                 while True:
-                    if await pubsub.get_message(timeout=LOOK_AGAIN):  # also that it is subscribed
+                    if await line.hear():  # also that it is subscribed
                         self._heard()
             except (exceptions.RedisError, OSError) as error:
                 log.debug("no events from Redis: %s", error)  # whose calls fail says so
@@ -192,15 +194,28 @@ class DueEvents:
             await asyncio.sleep(_PAUSE)
 
 
-def _connect(settings: Settings) -> Redis:
-    return Redis.from_url(
-        settings.redis_url,
-        socket_connect_timeout=settings.redis_timeout_seconds,
-        socket_keepalive=True,
-        health_check_interval=10,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=True,
-    )
+class _Line:
+    """What a subscribed connection hears. One that says nothing for long is asked whether it lives:
+    a Redis that hangs, or whose machine has vanished, closes no connection."""
+
+    def __init__(self, pubsub: PubSub) -> None:
+        self._pubsub = pubsub
+        self._heard = asyncio.get_running_loop().time()
+        self._asked = False
+
+    async def hear(self) -> dict[str, str] | None:
+        """The next message, or None after a while. Raises a RedisError."""
+        clock = asyncio.get_running_loop().time
+        silence = clock() - self._heard
+        if silence > 2 * LOOK_AGAIN:
+            raise exceptions.TimeoutError("it does not answer")
+        if silence > LOOK_AGAIN and not self._asked:
+            self._asked = True
+            await self._pubsub.ping()
+        message: dict[str, str] | None = await self._pubsub.get_message(timeout=LOOK_AGAIN)
+        if message:
+            self._heard, self._asked = clock(), False
+        return message
 
 
 async def _stopped(hearing: asyncio.Task[dict[str, str] | None] | None) -> dict[str, str] | None:

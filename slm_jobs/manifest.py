@@ -121,7 +121,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ManifestError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"{path} is not TOML: {error}") from None
 
 
@@ -129,11 +129,11 @@ def _spec(path: Path, name: str, entry: object) -> ModelSpec:
     _check_name(path, name, "model")
     if not isinstance(entry, dict) or not isinstance(entry.get("checkpoint"), str):
         raise ManifestError(f'{path}: [{name}] needs checkpoint = "<directory>"')
-    checkpoint = (path.parent / entry["checkpoint"]).resolve()
-    config = checkpoint / "config.json"
+    config = path.parent / entry["checkpoint"] / "config.json"
     try:
+        checkpoint = config.parent.resolve()
         context_length = json.loads(config.read_text("utf-8"))["model"]["context_length"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ManifestError(f"{path}: [{name}] has no usable {config}: {error!r}") from None
     try:
         spec = ModelSpec.model_validate(

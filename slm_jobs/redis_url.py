@@ -25,6 +25,7 @@ TLS_OPTIONS = (
     "ssl_check_hostname",
     "ssl_keyfile",
 )
+_CERT_REQS = ("none", "optional", "required")
 _SENTINEL_OPTIONS = ("sentinel_password", "sentinel_username")
 _EXAMPLES = (
     "must look like redis://127.0.0.1:6379/0,"
@@ -90,21 +91,26 @@ def _parts(url: str) -> dict[str, Any]:
         raise ValueError
     # redis-py reads what is the same everywhere
     place = path if transport == "unix" else ""
-    said = parse_url(f"{transport}://{user}@{place}?{parts.query}")
+    said: dict[str, Any] = parse_url(f"{transport}://{user}@{place}?{parts.query}")  # type: ignore[no-untyped-call]
     said.pop("connection_class", None)
     tls = {name: said.pop(name) for name in TLS_OPTIONS if name in said}
     if transport == "rediss":
         found["tls"] = {"ssl_cert_reqs": "required", **tls}
     known = (*TLS_OPTIONS, "db", *(_SENTINEL_OPTIONS if sentinel else ()))
-    if (tls and transport != "rediss") or not set(parse_qs(parts.query)) <= set(known):
+    if (
+        (tls and transport != "rediss")
+        or not set(parse_qs(parts.query)) <= set(known)
+        or parts.fragment
+    ):
         raise ValueError
-    if said.get("db", found.get("db", 0)) < 0 or parts.fragment:
+    found |= said
+    if found.get("db", 0) < 0 or tls.get("ssl_cert_reqs", "none") not in _CERT_REQS:
         raise ValueError
-    return found | said
+    return found
 
 
 def _address(host: str, default_port: int) -> tuple[str, int]:
     parts = urlsplit(f"//{host}")
-    if not parts.hostname or parts.port == 0 or "@" in host:
+    if not parts.hostname or parts.port == 0 or "@" in host or "," in host:
         raise ValueError
     return unquote(parts.hostname), parts.port or default_port

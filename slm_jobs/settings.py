@@ -7,22 +7,27 @@ import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from slm_jobs.errors import SettingsError
 from slm_jobs.logs import log_handler
+from slm_jobs.redis_url import RedisUrl
 
 PACKAGED_MANIFEST = Path(__file__).with_name("models.toml")
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="SLM_", env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SLM_", env_ignore_empty=True, frozen=True, hide_input_in_errors=True
+    )
 
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="Redis for jobs and for Celery's tickets."
+        "redis://127.0.0.1:6379/0",
+        repr=False,  # it may hold a password
+        description="Redis for jobs and for Celery's tickets; `rediss://` for TLS,"
+        " `redis+sentinel://` for Sentinel.",
     )
     redis_timeout_seconds: float = Field(
         2.0,
@@ -96,7 +101,8 @@ class Settings(BaseSettings):
     callback_schedule_seconds: Annotated[tuple[float, ...], NoDecode] = Field(
         (0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400),
         min_length=1,
-        description="Pauses before each attempt to deliver a callback, with commas between.",
+        description="Pauses before each attempt to deliver a callback, with commas between; the"
+        " first is made at once.",
     )
     callback_timeout_seconds: float = Field(
         20.0, gt=0, description="How long an attempt to deliver a callback may take in all."
@@ -117,13 +123,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            usable = parts.scheme in ("redis", "rediss", "unix") and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable:  # the message must not quote the password
-            raise ValueError("must look like redis://127.0.0.1:6379/0")
+        RedisUrl.parse(url)
         return url
 
     @field_validator("worker_models", mode="before")
@@ -141,7 +141,14 @@ class Settings(BaseSettings):
     def _check_schedule(cls, pauses: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 <= pause <= 7 * 86_400 for pause in pauses):
             raise ValueError("each pause is 0 to 604800 seconds")
+        if pauses[0] != 0:
+            raise ValueError("the first attempt is made at once: begin with 0")
         return pauses
+
+    @cached_property
+    def redis_address(self) -> RedisUrl:
+        """What `redis_url` says."""
+        return RedisUrl.parse(self.redis_url)
 
     @cached_property
     def models_files(self) -> tuple[Path, ...]:

@@ -17,9 +17,11 @@ from kombu import Queue
 from slm_core.errors import CheckpointError
 from slm_jobs.errors import ManifestError, SettingsError, UnknownModel
 from slm_jobs.manifest import Manifest
+from slm_jobs.redis_checks import check_redis
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from slm_jobs.tickets import queue_name
+from worker.broker import Broker, broker_settings
 from worker.host import MAX_JOBS, Host
 
 
@@ -41,21 +43,9 @@ def create_host() -> Host:
 
 def create_app(host: Host) -> Celery:
     """Celery, tuned for tickets: threads, late acks, no results; see `slm_jobs.tickets`."""
-    app = Celery("slm", broker=host.settings.redis_url, include=["worker.tasks"])
+    app = Celery("slm", include=["worker.tasks"])
     app.conf.update(
-        broker_connection_max_retries=None,
-        broker_connection_retry_on_startup=True,
-        broker_transport_options={
-            # without these, a connection that went silent would hold the consumer for ever
-            "socket_timeout": 5,
-            "socket_connect_timeout": 5,
-            "socket_keepalive": True,
-            "health_check_interval": 5,
-            "retry_on_timeout": True,
-            "unacked_key": "slm:celery:unacked",
-            "unacked_index_key": "slm:celery:unacked_index",
-            "unacked_mutex_key": "slm:celery:unacked_mutex",
-        },
+        **broker_settings(host.settings.redis_address),
         task_acks_late=True,
         task_ignore_result=True,
         task_queues=[Queue(queue_name(model)) for model in host.manifest.models],
@@ -66,6 +56,7 @@ def create_app(host: Host) -> Celery:
         worker_prefetch_multiplier=1,
         worker_redirect_stdouts=False,
     )
+    app.amqp.Connection = Broker
     return app
 
 
@@ -81,8 +72,9 @@ def connect_signals(host: Host) -> None:
     @worker_init.connect(weak=False)
     def start(**_: Any) -> None:
         try:
+            check_redis(host.settings)
             host.start()
-        except CheckpointError as error:
+        except (SettingsError, CheckpointError) as error:
             sys.exit(f"worker: {error}")
         except Exception:  # Celery would go on, and take tickets without an engine
             traceback.print_exc()

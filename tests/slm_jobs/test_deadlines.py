@@ -107,6 +107,47 @@ def test_other_jobs_are_no_dead_letters(store: JobStore) -> None:
     assert store.dead_letters.page() == ([], None)
 
 
+def test_one_with_what_it_was_asked(store: JobStore) -> None:
+    request = spec("Once", seed=7, stop=["."]).model_copy(
+        update={"queue_timeout": 90.0, "run_timeout": 0.5}
+    )
+    job = store.create(request).job
+    with pytest.raises(DeadLetterNotFound):
+        store.dead_letters.get(job.id)
+    store.fail(claim(store), ERROR)
+    assert store.dead_letters.get(job.id) == (store.get(job.id), "", request)
+    assert store.dead_letters.count() == 1
+    store.dead_letters.redrive(job.id)
+    with pytest.raises(DeadLetterNotFound):
+        store.dead_letters.get(job.id)
+    assert store.dead_letters.count() == 0
+
+
+def test_the_oldest_are_redriven_first(store: JobStore, redis: Redis) -> None:
+    made = []
+    for _ in range(4):
+        made.append(create(store).id)
+        store.fail(claim(store), ERROR)
+        store.clock_offset_ms += 1
+    redis.delete(keys.job(made[0]))  # its time was over, and nobody has swept
+    assert [job.retry_of for job in store.dead_letters.redrive_oldest(3)] == made[1:3]
+    assert store.dead_letters.count() == 1
+    assert [job.retry_of for job in store.dead_letters.redrive_oldest(3)] == made[3:]
+    assert store.dead_letters.redrive_oldest(3) == []
+
+
+def test_only_dead_letters_are_dropped(store: JobStore) -> None:
+    ended = create(store)
+    complete(store, claim(store))
+    dead = create(store)
+    store.fail(claim(store), ERROR)
+    store.dead_letters.drop(dead.id)
+    for job_id in (ended.id, dead.id, "job_unknown"):
+        with pytest.raises(DeadLetterNotFound):
+            store.dead_letters.drop(job_id)
+    assert store.get(ended.id)
+
+
 def test_a_dead_letter_goes_with_its_record(store: JobStore, make_store: MakeStore) -> None:
     dropped = create(store)
     store.fail(claim(store), ERROR)

@@ -20,6 +20,7 @@ from functools import partial
 from slm_jobs.callback_urls import resolve
 from slm_jobs.errors import SettingsError
 from slm_jobs.events import DueEvents
+from slm_jobs.redis_checks import check_redis
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from worker.callbacks.courier import Courier
@@ -81,9 +82,10 @@ def main() -> None:
     parser.parse_args()
     try:
         settings = Settings.from_environment()
+        settings.configure_logging()
+        check_redis(settings)
     except SettingsError as error:
         sys.exit(f"callbacks: {error}")
-    settings.configure_logging()
     logging.getLogger("httpcore").setLevel(logging.WARNING)  # tells headers
     asyncio.run(serve(settings, JobStore.from_settings(settings, max_connections=4)))
     _end(0)
