@@ -5,12 +5,13 @@ local time = now()
 allow_when_full()
 
 redis.call('ZREMRANGEBYSCORE', secrets, '-inf', time)
-local current = redis.call('ZRANGEBYSCORE', secrets, '+inf', '+inf')[1]
-if current and overlap_ms then
-  redis.call('ZADD', secrets, time + overlap_ms, current)
+if overlap_ms then -- none of them signs for longer
+  for _, secret in ipairs(redis.call('ZRANGEBYSCORE', secrets, time + overlap_ms, '+inf')) do
+    redis.call('ZADD', secrets, time + overlap_ms, secret)
+  end
   redis.call('ZREMRANGEBYSCORE', secrets, '-inf', time)
 end
-if overlap_ms or not current then
+if redis.call('ZCOUNT', secrets, '+inf', '+inf') == 0 then
   redis.call('ZADD', secrets, '+inf', candidate)
 end
 return redis.call('ZREVRANGE', secrets, 0, -1, 'WITHSCORES')

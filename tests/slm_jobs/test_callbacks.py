@@ -388,8 +388,10 @@ def test_a_key_has_one_secret_until_it_is_rotated(store: JobStore, owner: KeyPro
     assert due(store)[0].secrets == (second.secret, first.secret)
     third, *others = store.callbacks.rotate_secret(owner.key, overlap_seconds=30)
     assert len({third.secret, *[each.secret for each in others]}) == 3
+    assert all(each.expires_at and each.expires_at <= old.expires_at for each in others)
     pass_time(store, 61)
     assert store.callbacks.secrets(owner.key) == [third]
+    store.callbacks.rotate_secret(owner.key, overlap_seconds=60)
     assert len(store.callbacks.rotate_secret(owner.key, overlap_seconds=0)) == 1
 
 
