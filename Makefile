@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TOOLS := $(VENV)/tools
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo up test check format bench clean
+.PHONY: help demo up test check format bench chaos soak lock audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +35,34 @@ bench: $(VENV)/.bench $(VENV)/.kernels ## Measure engine, its peers and the serv
 	$(BIN)/python -m benchmarks.engine --plot docs/engine.png
 	$(BIN)/python -m benchmarks.service
 
+chaos: $(VENV)/.dev $(VENV)/.kernels ## Search the state machines, then ten minutes of faults; lose nothing
+	SLM_HYPOTHESIS=slm-search $(BIN)/python -m pytest --timeout 0 tests/slm_jobs/test_machine.py tests/slm_jobs/test_batch_machine.py tests/slm_jobs/test_callback_machine.py
+	$(BIN)/python -m tests.chaos --minutes 10
+
+soak: $(VENV)/.dev $(VENV)/.kernels ## Half an hour at 80 % load: nothing may grow
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30)
+
+# For the images: their Python, and every file that the index has of each version. Without torch, of
+# which there are builds for different hardware on different indexes. setuptools builds our package.
+LOCK = $(TOOLS)/bin/uv pip compile --quiet --python-version 3.12 --python-platform linux \
+	--generate-hashes --no-annotate --constraint constraints.txt --custom-compile-command 'make lock' \
+	--excludes $(TOOLS)/excludes.txt pyproject.toml $(TOOLS)/build.in
+
+lock: $(TOOLS)/.made ## Write down what the images install, with hashes (from the package index)
+	@echo torch > $(TOOLS)/excludes.txt
+	@echo setuptools > $(TOOLS)/build.in
+	$(LOCK) --extra api --extra callbacks --output-file requirements-api.lock
+	$(LOCK) --extra worker --output-file requirements-worker.lock
+
+# --strict: a package that could not be looked up counts as a failure, not as a clean one.
+audit: $(TOOLS)/.made ## Look for known vulnerabilities in all dependencies (needs the network)
+	@$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
+		--requirement constraints.txt \
+		&& exit; \
+	echo "audit: FAILED. After an ERROR above nothing was audited: PyPI's database of vulnerabilities"; \
+	echo "cannot be reached from here. After a table, its packages are vulnerable."; \
+	exit 1
+
 clean: ## Remove the virtual environment, caches and local data
 	rm -rf $(VENV) .slm stories.jsonl slm_core/kernels/built .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
 
@@ -55,6 +84,12 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.bench: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[bench]'
 	@touch $@ $(VENV)/.dev $(VENV)/.runtime
+
+# Apart from the rest: what they depend on is not pinned here.
+$(TOOLS)/.made: $(BIN)/python
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1 uv==0.13.9
+	@touch $@
 
 # The engine runs without them, on PyTorch alone; the build says what is missing.
 $(VENV)/.kernels: $(wildcard slm_core/kernels/*.*) $(VENV)/.runtime

@@ -15,7 +15,7 @@ from api import admin, callbacks, dead_letters, generate, handlers, jobs, servic
 from api.auth import Doorkeeper
 from api.batches import reading as batch_lines
 from api.batches import routes as batches
-from api.batches.body import Uploads
+from api.batches.uploads import Uploads
 from api.callback_targets import CallbackTargets
 from api.desk import Desk
 from api.documentation import DESCRIPTION, TAGS, DocumentedAPI, add_docs_page, operation_id

@@ -73,8 +73,9 @@ def _check_true(value: bool) -> bool:
 
 class RedriveAll(_Strict):
     all: Annotated[bool, AfterValidator(_check_true)] = Field(  # Literal[True] would take a 1
-        description=f"The {MOST_REDRIVEN} oldest of all.", json_schema_extra={"const": True}
+        description="The oldest of all.", json_schema_extra={"const": True}
     )
+    limit: int = Field(MOST_REDRIVEN, ge=1, le=MOST_REDRIVEN, description="How many at most.")
 
 
 class Redrive(RootModel[RedriveThese | RedriveAll]):
@@ -189,11 +190,11 @@ def router(desk: Desk) -> APIRouter:
         admin: Admin,  # noqa: ARG001
         body: Annotated[bytes, Depends(json_bytes)],
     ) -> Redriven:
-        """As redriving one by one. With `all`, repeat it while some are `left`, but not for ever:
-        a job that fails again is a new dead letter, behind the others."""
+        """As redriving one by one. With `all`, repeat it while some are `left`, but count: a job
+        that fails again is a new dead letter, behind the others."""
         wanted = parse(Redrive, body).root
         if isinstance(wanted, RedriveAll):
-            jobs = letters.redrive_oldest(MOST_REDRIVEN)
+            jobs = letters.redrive_oldest(wanted.limit)
             return Redriven(data=jobs, not_found=[], left=letters.count())
         redriven = Redriven(data=[], not_found=[], left=0)
         for job_id in dict.fromkeys(wanted.ids):

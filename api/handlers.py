@@ -142,14 +142,11 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Those of every route at this address; the framework names those of the first."""
-    path = route_path(request.scope)
-    return sorted(
-        method.upper()
-        for template, operations in request.app.openapi()["paths"].items()
-        if compile_path(template)[0].match(path)
-        for method in operations
-    )
+    """Those of every route at this address; the framework names those of the first. As in OpenAPI,
+    a path goes before templates that it fits."""
+    path, paths = route_path(request.scope), request.app.openapi()["paths"]
+    fitting = [path] if path in paths else [t for t in paths if compile_path(t)[0].match(path)]
+    return sorted(method.upper() for template in fitting for method in paths[template])
 
 
 async def _parameters(request: Request, error: RequestValidationError) -> Response:

@@ -12,6 +12,7 @@ from slm_client.commands.batches import batches
 from slm_client.commands.bulk import bulk
 from slm_client.commands.callbacks import callbacks
 from slm_client.commands.demo import demo
+from slm_client.commands.dlq import dlq
 from slm_client.commands.generate import generate
 from slm_client.commands.jobs import jobs, queue
 from slm_client.commands.keys import keys
@@ -49,6 +50,7 @@ for name, group in (
     ("jobs", jobs),
     ("batches", batches),
     ("callbacks", callbacks),
+    ("dlq", dlq),
     ("models", models),
     ("keys", keys),
 ):
@@ -86,6 +88,7 @@ def slm(
       slm batches list
       slm jobs list
       slm callbacks list
+      slm dlq list
       slm keys create story-backend
       slm models add gpt2 --from gpt2
     """

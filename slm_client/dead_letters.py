@@ -83,13 +83,13 @@ class DeadLetters:
     def redrive_all(self) -> Iterator[Redriven]:
         """All that there are when it begins, a hundred at a time, the oldest first. What fails
         again meanwhile stays."""
-        left = None
-        while left is None or left > 0:
-            redriven = self._redrive({"all": True})
+        left = self.count()
+        while left > 0:
+            redriven = self._redrive({"all": True, "limit": min(left, _MOST)})
             yield redriven
             if not redriven.jobs:
                 return
-            left = redriven.left if left is None else left - len(redriven.jobs)
+            left -= len(redriven.jobs)
 
     def drop(self, job_id: str) -> None:
         """Forgets the job, its texts and its callbacks, for ever. Raises ApiError

@@ -257,6 +257,7 @@ def to_batch(batch_id: str, record: Mapping[str, str], now_ms: int) -> Batch:
         retry_of=record.get("retry_of"),
         errors=json.loads(record["errors"]) if "errors" in record else [],
         metadata=json.loads(record["metadata"]) if "metadata" in record else {},
+        extra=json.loads(record["extra"]) if "extra" in record else {},
     )
 
 

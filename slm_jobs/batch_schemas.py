@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
 
 from slm_jobs.callback_schemas import CallbackTarget
 from slm_jobs.schemas import GenerationParams, JobError, Output, Usage, Work
@@ -88,6 +89,8 @@ class Batch(_Frozen):
         default_factory=list, description="Of a failed batch: the first of its wrong rows."
     )
     metadata: dict[str, str] = Field(default_factory=dict)
+    # Of whoever made it, see `BatchDraft`; no document shows it.
+    extra: SkipJsonSchema[dict[str, Any]] = Field(default_factory=dict, exclude=True)
 
 
 class BatchDraft(NamedTuple):
@@ -101,7 +104,7 @@ class BatchDraft(NamedTuple):
     name: str | None = None
     metadata: dict[str, str] = {}  # noqa: RUF012 - never changed
     retry_of: str | None = None
-    extra: dict[str, Any] = {}  # noqa: RUF012 - for whoever made it, see `StoredBatch.extra`
+    extra: dict[str, Any] = {}  # noqa: RUF012 - for whoever made it: `Batch.extra`
     callback: CallbackTarget | None = None
 
 

@@ -171,12 +171,6 @@ class BatchStore:
             raise BatchNotFound(batch_id)
         return to_batch(batch_id, record, now)
 
-    def extra(self, batch_id: str) -> dict[str, Any]:
-        """`BatchDraft.extra`, as it came. Raises BatchNotFound."""
-        _, record = self._record(batch_id)
-        found: dict[str, Any] = json.loads(record.get("extra", "{}"))
-        return found
-
     def page(
         self, key: str, *, limit: int = 50, below: int | None = None
     ) -> tuple[list[Batch], int | None]:

@@ -6,8 +6,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from redis import BlockingConnectionPool, ConnectionPool, Redis, asyncio, connection, exceptions
@@ -32,7 +32,9 @@ _NOT_NOW = (
 )
 # Replies of a Redis that is full, cannot persist, is a replica, or is stuck in a script. Before
 # Redis 7 they arrive inside the text of a script's error, after a dash.
-_REFUSAL = re.compile(r"(?:^|\s-)(OOM|READONLY|MISCONF|NOREPLICAS|MASTERDOWN|LOADING|BUSY) ")
+_REFUSAL = re.compile(
+    r"(?:^|\s-)((?:OOM|READONLY|MISCONF|NOREPLICAS|MASTERDOWN|LOADING|BUSY) .*)", re.DOTALL
+)
 _PAUSE = 0.5  # seconds between two attempts to get an answer of a Redis that fell silent
 
 # A machine that vanished is noticed within 25 s, also by who only listens.
@@ -82,11 +84,16 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except _NOT_NOW as error:
-        raise StoreUnavailable(f"Redis does not serve us: {error}") from error
+        raise StoreUnavailable(f"Redis does not serve us: {_said(error)}") from error
     except exceptions.ResponseError as error:
-        if not _REFUSAL.search(str(error)):
+        if not (refusal := _REFUSAL.search(_said(error))):
             raise
-        raise StoreUnavailable(f"Redis refuses: {error}") from error
+        raise StoreUnavailable(f"Redis refuses: {refusal[1]}") from error
+
+
+def _said(error: exceptions.RedisError) -> str:
+    """What Redis said, without the command, which redis-py quotes where it was in a pipeline."""
+    return str(error).rpartition(" of pipeline caused error: ")[2]
 
 
 class _SentinelPool(sentinels.SentinelConnectionPool, BlockingConnectionPool):
@@ -197,25 +204,27 @@ class _Silence:
 class _Redis(Redis):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        timeout = self.connection_pool.connection_kwargs["socket_timeout"]
-        self._silence = _Silence(timeout)
+        self._silence = _Silence(self.connection_pool.connection_kwargs["socket_timeout"])
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        with self._silence.noted(), self._primary_only():
+        with self.calling():
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         pipeline = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
-        pipeline.silence = self._silence
+        pipeline.calling = self.calling
         return pipeline
 
     @contextmanager
-    def _primary_only(self) -> Iterator[None]:
-        """Connections to a Redis that is a replica now are given up: the address that leads to the
-        primary, or the Sentinels, will lead to another. Before Redis 7 a script's error hides it
-        from redis-py."""
+    def calling(self) -> Iterator[None]:
+        """Around all that waits for a reply.
+
+        Connections to a Redis that has become a replica are given up: the address, or Sentinels,
+        may lead to another by now. Before Redis 7 redis-py cannot tell that by a script's error.
+        """
         try:
-            yield
+            with self._silence.noted():
+                yield
         except exceptions.ResponseError as error:
             if isinstance(error, exceptions.ReadOnlyError) or "-READONLY " in str(error):
                 self.connection_pool.disconnect(inuse_connections=False)
@@ -223,8 +232,8 @@ class _Redis(Redis):
 
 
 class _Pipeline(Pipeline):
-    silence: _Silence
+    calling: Callable[[], AbstractContextManager[None]]
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        with self.silence.noted():
+        with self.calling():
             return super().execute(raise_on_error)

@@ -71,6 +71,7 @@ def connect_signals(host: Host) -> None:
 
     @worker_init.connect(weak=False)
     def start(**_: Any) -> None:
+        host.settings.configure_logging()  # Celery asks for it later only
         try:
             check_redis(host.settings)
             host.start()

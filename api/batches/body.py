@@ -1,18 +1,15 @@
-"""The body of an upload, read from a thread as it comes, and what file is in it.
-
-Uploads have threads of their own, so that slow ones hold up nothing else.
-"""
+"""The body of an upload, read from a thread as it comes, and what file is in it."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import PurePath
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import anyio
-from anyio import from_thread, to_thread
+from anyio import from_thread
 from starlette.requests import ClientDisconnect, Request
 
 from api.batches.content import limited, unpacked
@@ -20,9 +17,8 @@ from api.batches.formats import Format
 from api.batches.multipart import malformed, parts
 from api.problems import Problem
 
-CHUNK_SECONDS = 30.0
-_UPLOADS = 8
-_WAIT_SECONDS = 30.0
+LEAST_RATE = 16 << 10  # bytes a second
+SLACK_SECONDS = 30.0
 
 MEDIA_TYPES: dict[str, Format] = {
     "application/jsonl": "jsonl",
@@ -35,61 +31,41 @@ MULTIPART = "multipart/form-data"
 _EXTENSIONS: dict[str, Format] = {".jsonl": "jsonl", ".txt": "txt", ".csv": "csv"}
 _CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s;\"]*)", re.IGNORECASE)
 
-T = TypeVar("T")
-
-
-class Uploads:
-    """Room for so many uploads at once; more wait, their bodies unread."""
-
-    def __init__(self, most: int = _UPLOADS, wait_seconds: float = _WAIT_SECONDS) -> None:
-        self._room = anyio.Semaphore(most)
-        self._threads = anyio.CapacityLimiter(most)
-        self._wait_seconds = wait_seconds
-
-    async def run(self, request: Request, work: Callable[[Body], T]) -> T:
-        """What `work` makes of the body, in a thread. Raises Problem `too_many_uploads`."""
-        with anyio.move_on_after(self._wait_seconds) as waiting:
-            await self._room.acquire()
-        if waiting.cancelled_caught:
-            detail = f"{self._threads.total_tokens:g} uploads are coming in already."
-            raise Problem("too_many_uploads", detail)
-        body = Body(request)
-        try:
-            return await to_thread.run_sync(
-                work, body, abandon_on_cancel=True, limiter=self._threads
-            )
-        finally:
-            body.is_given_up = True  # the thread may still read
-            self._room.release()
-
 
 class Body:
-    """The chunks of a request's body, for a thread."""
+    """The chunks of a request's body, for a thread. Its sender may fall `SLACK_SECONDS` behind
+    `LEAST_RATE`, whatever it sent before; time that passes here does not count."""
 
     def __init__(self, request: Request) -> None:
-        self.is_given_up = False
         self._stream = request.stream()
+        self._slack = SLACK_SECONDS
 
     def __iter__(self) -> Iterator[bytes]:
         """Raises Problem `body_timeout`, and ClientDisconnect."""
-        while not self.is_given_up:
+        while True:
             try:
                 chunk = from_thread.run(self._next)
             except RuntimeError:  # the server has stopped
-                break
+                raise ClientDisconnect from None
             if chunk is None:
                 return
             if chunk:
                 yield chunk
-        raise ClientDisconnect
 
     async def _next(self) -> bytes | None:
+        asked = time.monotonic()
         try:
-            async with asyncio.timeout(CHUNK_SECONDS):
-                return await anext(self._stream, None)
+            async with asyncio.timeout(self._slack):
+                chunk = await anext(self._stream, None)
         except TimeoutError:
-            detail = f"Nothing of the body came for {CHUNK_SECONDS:g} s."
+            detail = (
+                f"The body comes too slowly: it is {SLACK_SECONDS:g} s behind "
+                f"{LEAST_RATE >> 10} KiB a second."
+            )
             raise Problem("body_timeout", detail, headers={"Connection": "close"}) from None
+        slack = self._slack - (time.monotonic() - asked) + len(chunk or b"") / LEAST_RATE
+        self._slack = min(slack, SLACK_SECONDS)
+        return chunk
 
 
 class File(NamedTuple):
@@ -98,7 +74,7 @@ class File(NamedTuple):
     fields: list[tuple[str, str]]  # of the form that it came in
 
 
-def file_of(body: Iterator[bytes] | Body, content_type: str, encoding: str, most: int) -> File:
+def file_of(body: Iterator[bytes], content_type: str, encoding: str, most: int) -> File:
     """The file in a body, of `most` bytes at most. Raises Problem, also while it is read."""
     encoding = encoding.strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip"):

@@ -19,7 +19,9 @@ class BatchRequest(options.BatchRequest):
     """The body of `POST /batches` as `application/json`: a small batch."""
 
     rows: list[Prompt | BatchInputRow | BatchInputLine] = Field(
-        min_length=1, description="As the lines of a JSONL file, or texts: prompts."
+        min_length=1,
+        max_length=options.MAX_INLINE_ROWS,
+        description="As the lines of a JSONL file, or texts: prompts.",
     )
 
 

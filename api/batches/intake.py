@@ -48,7 +48,7 @@ def take(
     the batch, see `BatchDraft`; rows of OpenAI lines with `echo` have `{"echo": True}` as theirs.
     `callback` is what `Desk.targets` made of the options.
 
-    Raises Problem, a kind of Refused, and StoreUnavailable; then no batch is left, or charged.
+    Raises Problem, a kind of Refused, and StoreUnavailable; see `uploaded` for what then is left.
     """
     found: Iterable[Record] = json_lines(content) if form == "jsonl" else ()
     name = options.model

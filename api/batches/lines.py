@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from fastapi.concurrency import run_in_threadpool
 
+from api.batches.pages import PageSize
 from api.desk import Desk
-from slm_jobs.batch_schemas import ResultLine
+from slm_jobs.batch_schemas import Batch, ResultLine
 from slm_jobs.errors import BatchNotFound, StoreUnavailable
 from slm_jobs.events import LOOK_AGAIN
 
 List = Literal["results", "failures"]
 
-_PAGE = 200
 _LINE_ENDS = ("\x85", "\u2028", "\u2029")  # that JSON does not escape by itself
 _BLANK_SECONDS = 15.0  # after which a blank line shows that the connection lives
 _AWAY_SECONDS = 60.0
@@ -57,7 +57,7 @@ class Lines:
     def __init__(
         self,
         desk: Desk,
-        batch_id: str,
+        batch: Batch,
         of: List,
         *,
         after: int,
@@ -65,8 +65,10 @@ class Lines:
         still_valid: Callable[[], Awaitable[bool]],
     ) -> None:
         self._desk = desk
-        self._batch_id = batch_id
-        self._read = getattr(desk.store.batches, of)
+        batches = desk.store.batches
+        self._batch_id = batch.id
+        self._read = batches.results if of == "results" else batches.failures
+        self._size = PageSize(batch)
         self._seq = after
         self._left = limit
         self._still_valid = still_valid
@@ -106,7 +108,7 @@ class Lines:
 
     async def _page(self) -> bytes:
         """The next lines; empty if there are none."""
-        size = _PAGE if self._left is None else min(self._left, _PAGE)
+        size = self._size.rows if self._left is None else min(self._left, self._size.rows)
         if not size or not await self._may_go_on():
             return b""
         return await run_in_threadpool(self._next, size)
@@ -116,6 +118,7 @@ class Lines:
         if not found:
             return b""
         self._seq = found[-1].seq
+        self._size.learn(len(found), sum(len(line.outputs) for line in found))
         self._left = None if self._left is None else self._left - len(found)
         self._sent = time.monotonic()
         return "".join(_json_line(to_json(line)) for line in found).encode()

@@ -18,6 +18,7 @@ from slm_jobs.batch_schemas import MAX_WINDOW_SECONDS, MIN_WINDOW_SECONDS
 from slm_jobs.callback_schemas import BatchCallbackOptions
 from slm_jobs.schemas import GenerationParams
 
+MAX_INLINE_ROWS = 10_000
 _WINDOW = re.compile(r"([0-9]{1,6})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 # The same for machines: 60s to 604800s, 1m to 10080m, 1h to 168h, 1d to 7d.
@@ -128,7 +129,15 @@ def cell_values(cells: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+def _check_few(rows: list[Any]) -> list[Any]:
+    if len(rows) > MAX_INLINE_ROWS:
+        raise ValueError(f"Send at most {MAX_INLINE_ROWS} rows as JSON; upload more as a file")
+    return rows
+
+
 class BatchRequest(BatchOptions):
     """The body of `POST /batches` as `application/json`: a small batch."""
 
-    rows: list[Any] = Field(description="As the lines of a JSONL file, or texts: prompts.")
+    rows: Annotated[list[Any], AfterValidator(_check_few)] = Field(
+        description="As the lines of a JSONL file, or texts: prompts."
+    )

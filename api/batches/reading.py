@@ -104,7 +104,7 @@ def _lines(
 ) -> Response:
     lines = Lines(
         desk,
-        batch.id,
+        batch,
         of,
         after=after,
         limit=limit,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from functools import partial
 
 from api.admission import resolve
-from api.batches.upload import CHUNK_ROWS, Taken, Upload, uploaded
+from api.batches.pages import PageSize
+from api.batches.upload import Taken, Upload, insist, uploaded
+from api.batches.uploads import Turn
 from api.desk import Desk
 from api.problems import Problem
 from slm_jobs.api_keys import KeyProof
@@ -14,28 +18,33 @@ from slm_jobs.batch_schemas import (
     MIN_WINDOW_SECONDS,
     Batch,
     BatchDraft,
+    BatchRow,
     BatchStatus,
 )
+from slm_jobs.batches import BatchStore
 from slm_jobs.errors import BatchNotEnded
 from slm_jobs.schemas import GenerationParams
 
 
-def retry(desk: Desk, batch: Batch, caller: KeyProof, idempotency_key: str | None) -> Taken:
+def retry(
+    desk: Desk, batch: Batch, caller: KeyProof, idempotency_key: str | None, turn: Turn
+) -> Taken:
     """They draw from the seeds that they had, and have as long as the whole batch had. Blocks.
 
     Raises BatchNotEnded, Problem `nothing_to_retry`, a kind of Refused, and StoreUnavailable.
     """
     if not batch.status.is_terminal:
         raise BatchNotEnded(batch.id)
+    if batch.expires_at is None:  # it never ran
+        raise Problem("nothing_to_retry", _why_nothing(batch))
+    window_seconds = round((batch.expires_at - batch.created_at).total_seconds())
     model = resolve(batch.model, desk.manifest)
-    store = desk.store.batches
-    ended_badly = batch.counts.failed + batch.counts.cancelled + batch.counts.expired
     digest = hashlib.sha256(f"retry {batch.id}".encode()).hexdigest()
 
     def fill(upload: Upload) -> Batch:
         found = 0
-        for after in range(0, ended_badly, CHUNK_ROWS):
-            for _, row in store.unsuccessful(batch.id, after, CHUNK_ROWS):
+        for page in turn.fetched(_pages(desk.store.batches, batch)):
+            for row in page:
                 upload.add(row)
                 found += 1
         if not found:
@@ -45,15 +54,32 @@ def retry(desk: Desk, batch: Batch, caller: KeyProof, idempotency_key: str | Non
     draft = BatchDraft(
         model=model.name,
         params=GenerationParams.model_construct(**batch.params, seed=batch.seed),
-        window_seconds=_window_seconds(batch),
+        window_seconds=max(MIN_WINDOW_SECONDS, min(window_seconds, MAX_WINDOW_SECONDS)),
         name=batch.name,
         metadata=batch.metadata,
         retry_of=batch.id,
-        extra=store.extra(batch.id),  # noqa: S610 - no Django here
+        extra=batch.extra,
     )
     return uploaded(
-        store, draft, caller, fill, idempotency_key=idempotency_key, digest=lambda: digest
+        desk.store.batches,
+        draft,
+        caller,
+        fill,
+        idempotency_key=idempotency_key,
+        digest=lambda: digest,
     )
+
+
+def _pages(store: BatchStore, batch: Batch) -> Iterator[list[BatchRow]]:
+    """The rows that can run again. Some pages are empty."""
+    counts, size = batch.counts, PageSize(batch)
+    after, all_of_them = 0, counts.failed + counts.cancelled + counts.expired
+    while after < all_of_them:
+        asked = size.rows
+        rows = [row for _, row in insist(partial(store.unsuccessful, batch.id, after, asked))]
+        size.learn(len(rows), sum(row.outputs for row in rows))
+        after += asked
+        yield rows
 
 
 def _why_nothing(batch: Batch) -> str:
@@ -69,10 +95,3 @@ def _why_nothing(batch: Batch) -> str:
         f"{which} invalid, and cannot run again as the file has it: /batches/{batch.id}/errors "
         "tells lines and mistakes. Mend the file, and send these rows as a new batch."
     )
-
-
-def _window_seconds(batch: Batch) -> int:
-    if batch.expires_at is None:
-        return MAX_WINDOW_SECONDS
-    seconds = round((batch.expires_at - batch.created_at).total_seconds())
-    return max(MIN_WINDOW_SECONDS, min(seconds, MAX_WINDOW_SECONDS))

@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field
 
 from api.auth import Caller, Viewer
 from api.batches import documentation as shown
-from api.batches.body import Uploads
 from api.batches.retry import retry
 from api.batches.submit import Submission
 from api.batches.upload import Taken
+from api.batches.uploads import Uploads
 from api.desk import Desk
 from api.documentation import BODY_PROBLEMS, problems
 from api.idempotency import IDEMPOTENCY_KEY_SCHEMA, idempotency_key_of
@@ -182,10 +182,11 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
                 "batch_not_ended",
                 "nothing_to_retry",
                 "unknown_model",
+                "too_many_uploads",
             ),
         },
     )
-    def retry_batch(
+    async def retry_batch(
         batch: VisibleBatch,
         caller: Caller,
         request: Request,
@@ -194,7 +195,8 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
     ) -> Batch:
         """A new batch, with `retry_of`, of the rows of an ended one that failed, were cancelled or
         have expired. They keep their `custom_id` and seed."""
-        taken = retry(desk, batch, caller, idempotency_key_of(request))
+        asked = idempotency_key_of(request)
+        taken = await uploads.run(caller.key, lambda turn: retry(desk, batch, caller, asked, turn))
         return _answer(taken, request, response)
 
     @routes.delete(

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from anyio import from_thread
-from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from api.addresses import absolute
-from api.batches.body import Body, Uploads, file_of
+from api.batches.body import file_of
 from api.batches.content import Content
 from api.batches.formats import Format
 from api.batches.intake import take
 from api.batches.options import BatchOptions, BatchRequest, values_of
 from api.batches.upload import Taken
+from api.batches.uploads import Turn, Uploads
 from api.body import check, json_bytes, load
 from api.desk import Desk
 from api.problems import Problem
@@ -37,26 +37,25 @@ class Submission:
         self._query = values_of(request.query_params.multi_items())
 
     async def take(self, uploads: Uploads) -> Taken:
-        """Raises what `intake.take` raises, and CallbackUrlRefused."""
-        if not _is_json(self._request):
-            return await uploads.run(self._request, self._take_file)
-        body = await json_bytes(self._request)
-        options, rows = await run_in_threadpool(self._read_json, body)
-        callback = await self._callback(options)
-        return await run_in_threadpool(self._take, options, map(_line, rows), "jsonl", callback)
+        """Raises what `intake.take` and `Uploads` raise, and CallbackUrlRefused."""
+        if _is_json(self._request):
+            return await uploads.run(self._caller.key, self._take_json)
+        return await uploads.receive(self._request, self._caller.key, self._take_file)
 
-    def _read_json(self, body: bytes) -> tuple[BatchOptions, list[Any]]:
+    def _take_json(self, turn: Turn) -> Taken:
+        with turn.paused():
+            body = from_thread.run(json_bytes, self._request)
         data = load(body)
         rows = check(BatchRequest, data).rows
-        return self._options({name: data[name] for name in data if name != "rows"}), rows
+        options = self._options({name: data[name] for name in data if name != "rows"})
+        return self._take(options, map(_line, rows), "jsonl", turn)
 
-    def _take_file(self, body: Body) -> Taken:
+    def _take_file(self, turn: Turn, body: Iterator[bytes]) -> Taken:
         headers, most = self._request.headers, self._desk.settings.max_batch_bytes
         kind, coding = headers.get("content-type", ""), headers.get("content-encoding", "")
         file = file_of(body, kind, coding, most)
         options = self._options(values_of(file.fields))
-        callback = from_thread.run(self._callback, options) if options.callback_url else None
-        return self._take(options, file.chunks, file.form, callback)
+        return self._take(options, file.chunks, file.form, turn)
 
     def _options(self, given: dict[str, Any]) -> BatchOptions:
         return check(BatchOptions, {**self._query, **given})
@@ -66,12 +65,12 @@ class Submission:
         return await self._desk.targets.checked(options, self._caller, link)
 
     def _take(
-        self,
-        options: BatchOptions,
-        chunks: Iterable[bytes],
-        form: Format,
-        callback: CallbackTarget | None,
+        self, options: BatchOptions, chunks: Iterable[bytes], form: Format, turn: Turn
     ) -> Taken:
+        callback = None
+        if options.callback_url:
+            with turn.paused():
+                callback = from_thread.run(self._callback, options)
         path = self._request.scope["path"]
         # What makes two submissions the same, besides the file itself.
         about = [path, form, options.model_dump(mode="json", exclude_unset=True)]

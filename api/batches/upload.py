@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import NamedTuple, TypeVar
 
 from api.callback_targets import linked
 from api.problems import Problem
@@ -22,7 +23,11 @@ CHUNK_CHARACTERS = 1 << 18  # of prompts: what one call of Redis may carry
 MOST_INVALID = 1_000  # after which nobody wants to know
 MOST_SKIPPED = 100_000  # each is kept, and costs Redis memory
 ROWS_SHOWN = 100
-_QUICK_SECONDS = 0.5
+AWAY_SECONDS = 20.0  # less than `UPLOAD_SECONDS`, after which the store gives an upload up
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +50,8 @@ def uploaded(
     """Begins a batch for `fill`, which adds its rows and ends it; or finds the one that the
     Idempotency-Key made of the same `digest`.
 
-    Whatever is raised, also by `fill`, leaves no batch behind. Raises kinds of Refused, and
-    StoreUnavailable.
+    Raises kinds of Refused, StoreUnavailable, and what `fill` raises. Then no batch is left behind,
+    unless Redis has done what it fell silent about: the same Idempotency-Key finds that batch.
     """
     batch_id = new_batch_id()
     draft = draft._replace(callback=linked(draft.callback, batch_id))
@@ -78,9 +83,11 @@ class Upload:
         self._problems: list[RowProblem] = []
         self._wrong = 0
         self._added = 0
+        self._calls = count(1)  # so that the store knows one that is repeated
         self._sent = time.monotonic()
 
     def add(self, row: BatchRow) -> None:
+        """Raises Problem if too many are skipped."""
         self._rows.append(row)
         self._characters += sum(map(len, row.prompts))
         if len(self._rows) >= CHUNK_ROWS or self._characters >= CHUNK_CHARACTERS:
@@ -88,13 +95,8 @@ class Upload:
 
     def refuse(self, problem: RowProblem) -> None:
         """Takes a wrong row down. Raises Problem if too many are skipped."""
-        self._problems.append(problem)
-        self._wrong += 1
-        if not self._skip:
-            self.is_hopeless = self._wrong >= MOST_INVALID
-        elif self._wrong > MOST_SKIPPED:
-            raise _invalid([problem], self._wrong, "Too many to skip")
-        elif len(self._problems) >= CHUNK_ROWS:
+        self._take_down([problem])
+        if self._skip and len(self._problems) >= CHUNK_ROWS:
             self._send()
 
     def keep(self) -> None:
@@ -116,36 +118,51 @@ class Upload:
         if self._problems and not reject:
             raise _invalid(self._problems, self._wrong)
         content = digest()
-        started = time.monotonic()
-        try:
-            return self._close(content)
-        except StoreUnavailable:  # it may have been done; so asking again is safe
-            if time.monotonic() - started > _QUICK_SECONDS:  # no answer, rather than a lost one
-                raise
-            return self._close(content)
-
-    def _close(self, content: str) -> Batch:
         if self._problems:
-            return self._store.reject(self._batch_id, self._problems[:ROWS_SHOWN], content)
-        return self._store.commit(self._batch_id, content)
+            wrong = self._problems[:ROWS_SHOWN]
+            return insist(lambda: self._store.reject(self._batch_id, wrong, content))
+        return insist(lambda: self._store.commit(self._batch_id, content))
+
+    def _take_down(self, problems: Sequence[RowProblem]) -> None:
+        self._problems += problems
+        self._wrong += len(problems)
+        if not self._skip:
+            self.is_hopeless |= self._wrong >= MOST_INVALID
+        elif self._wrong > MOST_SKIPPED:
+            found = sorted(self._problems, key=_line)
+            raise _invalid(found, self._wrong, "Too many to skip")
 
     def _send(self) -> None:
-        self._sent = time.monotonic()
         rows, self._rows, self._characters = self._rows, [], 0
+        call = next(self._calls)
         try:
-            duplicates = self._store.add_rows(self._batch_id, rows)
+            duplicates = insist(lambda: self._store.add_rows(self._batch_id, rows, call=call))
         except RateLimited:
             if self._skip or not self._problems:
                 raise
             self.is_hopeless = True  # what is wrong with its rows says more
             return
         self._added += len(rows) - len(duplicates)
-        self._wrong += len(duplicates)
-        self._problems += map(_duplicate, duplicates)
+        self._take_down([_duplicate(found) for found in duplicates])
         if self._skip and self._problems:
-            self._problems.sort(key=_line)
-            self._store.add_invalid(self._batch_id, self._problems)
-            self._problems = []
+            problems, self._problems = sorted(self._problems, key=_line), []
+            call = next(self._calls)
+            insist(lambda: self._store.add_invalid(self._batch_id, problems, call=call))
+        self._sent = time.monotonic()
+
+
+def insist(call: Callable[[], T]) -> T:
+    """What a call returns that may be repeated, also if Redis is away for a while: what has come in
+    minutes is worth waiting for. Raises StoreUnavailable after `AWAY_SECONDS`."""
+    until, pause = time.monotonic() + AWAY_SECONDS, _FIRST_PAUSE
+    while True:
+        try:
+            return call()
+        except StoreUnavailable:
+            if time.monotonic() + pause > until:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _line(problem: RowProblem) -> int:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+from api.batches.pages import PageSize
 from api.desk import Desk
 from api.openai.errors import error_body
 from api.openai.schemas import END_OF_TEXT, Choice, Completion
@@ -13,7 +14,6 @@ from api.problems import Problem
 from slm_jobs.batch_schemas import Batch, ResultLine
 from slm_jobs.errors import BatchNotFound
 
-_PAGE = 200  # rows read at once
 _BYTES_A_LINE = 430  # of a row of one output, besides its text
 _BYTES_A_TOKEN = 4.2
 
@@ -51,12 +51,13 @@ class OutputFile(NamedTuple):
         write: Callable[[ResultLine], dict[str, Any]] = self._output(desk)
         if self.kind == "err":
             read, write = batches.failures, self._error
-        told = 0
+        told, size = 0, PageSize(self.batch)
         while told < self.rows:
-            page = read(self.batch.id, told, _PAGE)
+            page = read(self.batch.id, told, size.rows)
             if not page:
                 raise BatchNotFound(self.batch.id)
             told += len(page)
+            size.learn(len(page), sum(len(row.outputs) for row in page))
             yield b"".join(map(_json_line, map(write, page)))
 
     def _output(self, desk: Desk) -> Callable[[ResultLine], dict[str, Any]]:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from api.auth import Caller, Viewer
-from api.batches.body import Body as UploadBody
-from api.batches.body import Uploads
 from api.batches.content import Content, limited, unpacked
 from api.batches.intake import take
 from api.batches.options import BatchOptions
 from api.batches.routes import VisibleBatch
 from api.batches.rows import ENDPOINT
 from api.batches.upload import Taken
+from api.batches.uploads import Turn, Uploads
 from api.body import check, json_bytes, load
 from api.desk import Desk
 from api.documentation import TAKING_PROBLEMS, json_body
@@ -39,7 +36,7 @@ from api.openai.batch_schemas import (
 )
 from api.openai.errors import errors
 from slm_jobs.batch_schemas import Batch, BatchStatus
-from slm_jobs.errors import BatchNotFound, FileNotFound
+from slm_jobs.errors import FileNotFound
 
 _ID = "^batch_[0-9A-HJKMNP-TV-Z]{26}$"
 _PAGE = 100
@@ -66,9 +63,6 @@ IdempotencyKey = Annotated[
 def router(desk: Desk, uploads: Uploads) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["openai"])
     batches = desk.store.batches
-
-    def shown(batch: Batch) -> BatchObject:
-        return to_object(batch, batches.extra(batch.id))  # noqa: S610 - no Django here
 
     @routes.post(
         "/batches",
@@ -98,7 +92,7 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
         """Checks every line of the file, and answers when that is done: with a batch that runs, or
         with a `failed` one whose `errors` name the wrong lines."""
 
-        def make(_: UploadBody) -> Taken:
+        def make(turn: Turn) -> Taken:
             data = load(body)
             wanted = check(BatchCreateRequest, data)
             wanted.refuse_unsupported()
@@ -108,9 +102,8 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
             options = BatchOptions(
                 completion_window=wanted.completion_window, metadata=wanted.metadata
             )
-            chunks = limited(
-                unpacked(desk.store.files.content(file)), desk.settings.max_batch_bytes
-            )
+            content = turn.fetched(desk.store.files.content(file))
+            chunks = limited(unpacked(content), desk.settings.max_batch_bytes)
             about = [request.scope["path"], wanted.model_dump(exclude={"input_file_id"})]
             return take(
                 desk,
@@ -124,10 +117,10 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
                 reject=True,
             )
 
-        taken = await uploads.run(request, make)
+        taken = await uploads.run(caller.key, make)
         if taken.replayed:
             response.headers["Idempotent-Replayed"] = "true"
-        return await run_in_threadpool(shown, taken.batch)
+        return to_object(taken.batch)
 
     @routes.get(
         "/batches",
@@ -145,10 +138,7 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
         """The batches of your key, those of `POST /batches` too."""
         last = batches.get(after, viewer=viewer) if after else None
         page = list(islice(newest(desk, viewer.id, last), limit + 1))
-        data = []
-        for batch in page[:limit]:
-            with suppress(BatchNotFound):  # gone meanwhile
-                data.append(shown(batch))
+        data = [to_object(batch) for batch in page[:limit]]
         return BatchObjectList(
             data=data,
             first_id=data[0].id if data else None,
@@ -163,7 +153,7 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
     )
     def get_batch(batch: VisibleBatch) -> BatchObject:
         """The batch as it stands now."""
-        return shown(batch)
+        return to_object(batch)
 
     @routes.post(
         "/batches/{id}/cancel",
@@ -173,13 +163,13 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
     def cancel_batch(batch: VisibleBatch) -> BatchObject:
         """Rows that run end at their next decode step; what is done is kept. A batch that has ended
         stays as it is."""
-        return shown(batches.cancel(batch.id))
+        return to_object(batches.cancel(batch.id))
 
     return routes
 
 
-def to_object(batch: Batch, extra: dict[str, Any]) -> BatchObject:
-    """`extra` is what `create_batch` kept with it; empty for a batch of `POST /batches`."""
+def to_object(batch: Batch) -> BatchObject:
+    extra = batch.extra  # of a batch of `POST /batches` there is none
     files = {file.kind: file.id for file in output_files(batch)}
     state: Any = batch.status.value  # OpenAI's names, but for what runs
     if batch.status is BatchStatus.RUNNING:

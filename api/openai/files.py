@@ -15,9 +15,10 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
 from api.auth import Viewer
-from api.batches.body import MULTIPART, Body, Uploads
+from api.batches.body import MULTIPART
 from api.batches.content import limited
 from api.batches.multipart import parts
+from api.batches.uploads import Turn, Uploads
 from api.body import MAX_BODY_BYTES
 from api.desk import Desk
 from api.links import FILE_LINKS
@@ -129,12 +130,12 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
             detail = f"Send a form: {MULTIPART}, not {kind[:64] or 'what has no Content-Type'}."
             raise Problem("unsupported_media_type", detail, headers={"Accept": MULTIPART})
 
-        def run(body: Body) -> File:
+        def run(_: Turn, body: Iterator[bytes]) -> File:
             most = desk.settings.max_batch_bytes + MAX_BODY_BYTES  # a file, and what is around it
             form = limited(body, most)
             return keep(desk, parts(form, kind), viewer.id)
 
-        return shown(await uploads.run(request, run))
+        return shown(await uploads.receive(request, viewer.id, run))
 
     @routes.get(
         "/files",

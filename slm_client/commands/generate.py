@@ -12,6 +12,8 @@ import typer
 
 from slm_client.client import DEFAULT_URL, Client
 from slm_client.commands import options
+from slm_client.commands.collect import flags_for, say
+from slm_client.commands.durations import seconds
 from slm_client.commands.options import print_json, print_result, screen
 from slm_client.errors import JobFailed
 from slm_client.job import Job, Params
@@ -53,6 +55,22 @@ def generate(
     priority: Annotated[
         int, typer.Option(min=0, max=9, help="Greater goes first; your key may limit it.")
     ] = 0,
+    queue_timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Give it up if it has not begun by then: 1s to 7d, as 30s or 5m.",
+            show_default="none",
+        ),
+    ] = None,
+    run_timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="End it so long after it has begun; the text so far is kept.",
+            show_default="none",
+        ),
+    ] = None,
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -85,6 +103,7 @@ def generate(
       slm generate "The dog ran" --temperature 0 --max-tokens 50
       slm generate "Lily had a red ball." --seed 7 --json
       slm generate --template animal --var animal=fox --var name=Finn
+      slm generate "Once upon a time" --queue-timeout 30s --run-timeout 5m
       slm generate "Once upon a time" --callback-url https://example.org/hook
     """
     if (prompt is None) == (template is None):
@@ -97,6 +116,10 @@ def generate(
         raise typer.BadParameter("--var needs a --template")
     if priority:
         params["priority"] = priority
+    if queue_timeout is not None:
+        params["queue_timeout"] = seconds("--queue-timeout", queue_timeout, least=1)
+    if run_timeout is not None:
+        params["run_timeout"] = seconds("--run-timeout", run_timeout, least=1)
     if callback_url:
         params["callback_url"] = callback_url
     elif callback_event or callback_outputs:
@@ -120,6 +143,11 @@ def generate(
                 _print_stream(client, job.id, prompt or "")
             else:
                 print_result((prompt or "") + _ended(client, job.id).text)
+        except JobFailed as error:
+            if error.job.text and not streams:
+                show = f"slm jobs show {job.id}{flags_for(url, data_dir)}"
+                say(f"{show} prints the text that it had.")
+            raise
         except KeyboardInterrupt:
             screen.print()
             client.cancel(job.id)

@@ -180,6 +180,8 @@ def _facts(job: Job) -> list[tuple[str, object]]:
         when = "" if wait is None else f", starts in about {wait:,.0f} s"
         facts.append(("queue", f"{job.queue.ahead:,} ahead{when}"))
     facts.append(("seed", job.seed))
+    if job.retry_of:
+        facts.append(("retry of", job.retry_of))
     if job.usage:
         usage = job.usage
         facts.append(

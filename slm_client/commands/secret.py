@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -12,15 +11,13 @@ from slm_client.callbacks import CallbackSecret
 from slm_client.client import DEFAULT_URL
 from slm_client.commands import options
 from slm_client.commands.collect import say
+from slm_client.commands.durations import seconds
 from slm_client.commands.options import print_json, print_result
 
 secret = typer.Typer(
     no_args_is_help=True,
     help="Show and rotate the secret that the callbacks of your key are signed with.",
 )
-
-_DURATION = re.compile(r"([0-9]{1,6})([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 @secret.command()
@@ -67,16 +64,9 @@ def rotate(
       slm keys secret rotate --overlap 7d
       slm keys secret rotate --overlap 0s
     """
-    seconds = _seconds(overlap)
+    overlap_seconds = seconds("--overlap", overlap, least=0)
     with options.connect(url, api_key, data_dir) as client:
-        _show(client.callbacks.rotate_secret(overlap_seconds=seconds), as_json)
-
-
-def _seconds(duration: str) -> int:
-    match = _DURATION.fullmatch(duration)
-    if not match or (seconds := int(match[1]) * _SECONDS[match[2]]) > 7 * _SECONDS["d"]:
-        raise typer.BadParameter(f"--overlap {duration}: give 0s to 7d, such as 90m or 36h")
-    return seconds
+        _show(client.callbacks.rotate_secret(overlap_seconds=overlap_seconds), as_json)
 
 
 def _show(secrets: Sequence[CallbackSecret], as_json: bool) -> None:

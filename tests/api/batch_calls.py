@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from typing import Any
 
+import anyio
 import fakeredis
 from httpx2 import Response
 from starlette.testclient import TestClient
@@ -67,3 +70,78 @@ def left_in(redis: fakeredis.FakeRedis) -> list[str]:
         for name in names
         if not name.startswith(counters) or set(redis.hgetall(name).values()) - {"0"}
     )
+
+
+class Upload:
+    """A call of `POST /batches` whose body comes piece by piece, as the test says."""
+
+    def __init__(self, client: TestClient, path: str = "/batches", **headers: str) -> None:
+        self.body: list[bytes] = []
+        self.reads = 0
+        self.sent: list[Any] = []
+        self._client = client
+        self._more = threading.Event()
+        self._left = False
+        names = {
+            **dict(client.headers),
+            "host": "testserver",
+            "content-type": "text/plain",
+            **{name.lower().replace("_", "-"): value for name, value in headers.items()},
+        }
+        self._scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"max_tokens=5",
+            "headers": [(name.encode(), value.encode()) for name, value in names.items()],
+            "client": ("127.0.0.1", 1),
+            "server": ("testserver", 80),
+            "state": {},
+        }
+        assert client.portal is not None
+        self._call = client.portal.start_task_soon(
+            client.app, self._scope, self._receive, self._send
+        )
+
+    def push(self, chunk: bytes) -> None:
+        self.body.append(chunk)
+
+    def leave(self) -> None:
+        self._left = True
+
+    def end(self) -> int:
+        """The status of the answer; 0 if there was none."""
+        self._more.set()
+        self._call.result(timeout=60)
+        return self.sent[0]["status"] if self.sent else 0
+
+    def answer(self) -> Any:
+        return json.loads(b"".join(message.get("body", b"") for message in self.sent))
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    async def _receive(self) -> Any:
+        self.reads += 1
+        while not self.body:
+            if self._left:
+                return {"type": "http.disconnect"}
+            if self._more.is_set():
+                return {"type": "http.request", "body": b"", "more_body": False}
+            await anyio.sleep(0.002)
+        return {"type": "http.request", "body": self.body.pop(0), "more_body": True}
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Returns when it holds."""
+    pause = threading.Event()
+    while not condition():
+        pause.wait(0.002)

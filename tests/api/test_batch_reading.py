@@ -115,6 +115,44 @@ def test_pages(client: TestClient, store: JobStore) -> None:
     assert seqs("after=450") == seqs("after=1000000") == []
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("way", ["results", "errors", "openai", "retry"])
+def test_rows_of_many_outputs_are_read_a_few_at_a_time(
+    client: TestClient, store: JobStore, monkeypatch: pytest.MonkeyPatch, way: str, own: bool
+) -> None:
+    """Whether the batch says so, or its rows."""
+    said = {"n": 40}
+    rows = ({"prompt": "a", **(said if own else {})} for _ in range(30))
+    batch = take(client, *rows, **({} if own else said))["id"]
+    works = claim_all(store)
+    assert len(works) == 30
+    if way in ("results", "openai"):
+        succeed(store, *works)
+    else:
+        for work in works:
+            error = JobError(code="job_timeout", message="too slow")
+            store.batches.finish([RowEnd(work, "failed", outputs(work), usage(work), None, error)])
+    name = {"errors": "failures", "retry": "unsuccessful"}.get(way, "results")
+    read, seen = getattr(store.batches, name), list[int]()
+
+    def watched(batch_id: str, after: int, limit: int) -> Any:
+        found = read(batch_id, after, limit)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr(store.batches, name, watched)
+    if way == "retry":
+        assert client.post(f"/batches/{batch}/retry").json()["counts"]["total"] == 30
+    elif way == "openai":
+        response = client.get(f"/v1/files/file-out_{batch.removeprefix('batch_')}/content")
+        assert len(response.text.splitlines()) == 30
+    else:
+        assert len(lines(client.get(f"/batches/{batch}/{way}"))) == 30
+    assert sum(seen) == 30
+    assert seen[0] <= (20 if own else 1)
+    assert max(seen[1:]) == 5
+
+
 @pytest.mark.parametrize("of", ["results", "errors"])
 @pytest.mark.parametrize(
     "query", ["after=-1", "limit=0", "after=x", "limit=1.5", "follow=1", "follow=yes"]
@@ -422,6 +460,24 @@ def test_nothing_to_retry_of_what_never_ran(
         store.batches.reject(batch, [wrong], "digest")
     document = problem(client.post(f"/batches/{batch}/retry"), "nothing_to_retry")
     assert end in document["detail"]
+
+
+def test_a_retry_of_rows_that_are_mostly_invalid(client: TestClient, store: JobStore) -> None:
+    """Those that can run are found behind pages of others."""
+    content = b"{\n" * 600 + b'"a"\n' + b"{\n" * 600
+    batch = send(client, content, on_invalid="skip").json()["id"]
+    [work] = claim_all(store)
+    fail(store, work)
+    made = client.post(f"/batches/{batch}/retry").json()
+    assert (made["counts"]["total"], made["retry_of"]) == (1, batch)
+
+
+def test_a_retry_has_as_long_as_its_batch_had(client: TestClient, store: JobStore) -> None:
+    batch = take(client, "a", completion_window="90s")["id"]
+    client.post(f"/batches/{batch}/cancel")
+    made = store.batches.get(client.post(f"/batches/{batch}/retry").json()["id"])
+    assert made.expires_at is not None
+    assert round((made.expires_at - made.created_at).total_seconds()) == 90
 
 
 def test_json_lines_are_what_they_say(client: TestClient, store: JobStore, key: NewKey) -> None:

@@ -1,27 +1,27 @@
-"""Uploads that are sent again, cost too much, come slowly, are broken off or are too many."""
+"""Uploads that are sent again, cost too much, come slowly, are broken off, or are mostly wrong."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
-import anyio
 import fakeredis
 import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.batches.body import Uploads
 from api.batches.upload import CHUNK_ROWS
 from slm_jobs.api_keys import KeySettings, NewKey
+from slm_jobs.batches import BatchStore
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
-from tests.api.batch_calls import JSONL, claim_all, jsonl, left_in, send, take
+from tests.api.batch_calls import JSONL, Upload, claim_all, jsonl, left_in, send, take, until
 from tests.api.conftest import bearer
 from tests.api.test_problems import problem
 
@@ -192,84 +192,6 @@ def test_files_that_are_too_large(
 # Broken off
 
 
-class Upload:
-    """A call of `POST /batches` whose body comes piece by piece, as the test says."""
-
-    def __init__(self, client: TestClient, path: str = "/batches", **headers: str) -> None:
-        self.body: list[bytes] = []
-        self.reads = 0
-        self.sent: list[Any] = []
-        self._client = client
-        self._more = threading.Event()
-        self._left = False
-        names = {
-            **dict(client.headers),
-            "host": "testserver",
-            "content-type": "text/plain",
-            **headers,
-        }
-        self._scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": "POST",
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "query_string": b"max_tokens=5",
-            "headers": [
-                (name.lower().replace("_", "-").encode(), value.encode())
-                for name, value in names.items()
-            ],
-            "client": ("127.0.0.1", 1),
-            "server": ("testserver", 80),
-            "state": {},
-        }
-        assert client.portal is not None
-        self._call = client.portal.start_task_soon(
-            client.app, self._scope, self._receive, self._send
-        )
-
-    def push(self, chunk: bytes) -> None:
-        self.body.append(chunk)
-
-    def leave(self) -> None:
-        self._left = True
-
-    def end(self) -> int:
-        """The status of the answer; 0 if there was none."""
-        self._more.set()
-        self._call.result(timeout=60)
-        return self.sent[0]["status"] if self.sent else 0
-
-    def answer(self) -> Any:
-        return json.loads(b"".join(message.get("body", b"") for message in self.sent))
-
-    def cancel(self) -> None:
-        self._call.cancel()
-
-    async def _receive(self) -> Any:
-        self.reads += 1
-        while not self.body:
-            if self._left:
-                return {"type": "http.disconnect"}
-            if self._more.is_set():
-                return {"type": "http.request", "body": b"", "more_body": False}
-            await anyio.sleep(0.002)
-        return {"type": "http.request", "body": self.body.pop(0), "more_body": True}
-
-    async def _send(self, message: Any) -> None:
-        self.sent.append(message)
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Returns when it holds."""
-    pause = threading.Event()
-    while not condition():
-        pause.wait(0.002)
-
-
 def uploading(store: JobStore, redis: fakeredis.FakeRedis) -> bool:
     return any(name.startswith("slm:rows:") for name in redis.keys("*"))
 
@@ -309,12 +231,49 @@ def test_a_server_that_stops(
 def test_a_body_that_stops(
     client: TestClient, redis: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.batches.body.CHUNK_SECONDS", 0.2)
+    monkeypatch.setattr("api.batches.body.SLACK_SECONDS", 0.2)
     upload = Upload(client)
     upload.push(b"a\n" * (CHUNK_ROWS + 1))
     upload._call.result(timeout=30)
     assert upload.answer()["code"] == "body_timeout"
     assert left_in(redis) == []
+
+
+@pytest.mark.parametrize("path", ["/batches", "/v1/files"])
+def test_a_body_that_trickles(
+    client: TestClient, redis: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """A byte now and then is too little, whatever came at once before."""
+    monkeypatch.setattr("api.batches.body.SLACK_SECONDS", 0.5)
+    body, kind = as_form(b"\n" * (1 << 18))
+    upload = Upload(client, path, **{"content-type": kind})
+    upload.push(body[:-99])
+    for byte in body[-99:]:
+        until(lambda: upload.sent or not upload.body)
+        if upload.sent:
+            break
+        threading.Event().wait(0.02)
+        upload.push(bytes([byte]))
+    assert upload.end() == 408
+    answer = upload.answer()
+    assert "slowly: it is 0.5 s behind 16 KiB a second" in answer.get("error", answer).get(
+        "message", answer.get("detail")
+    )
+    assert left_in(redis) == []
+
+
+def test_a_body_that_is_slow_but_not_too_slow(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes longer than what it may fall behind."""
+    monkeypatch.setattr("api.batches.body.SLACK_SECONDS", 0.5)
+    monkeypatch.setattr("api.batches.body.LEAST_RATE", 1)
+    upload = Upload(client)
+    for _ in range(4):
+        upload.push(b"a\n")
+        until(lambda: not upload.body)
+        threading.Event().wait(0.2)
+    assert upload.end() == 202
 
 
 def test_a_slow_body_is_not_given_up(
@@ -356,7 +315,9 @@ def test_redis_goes_away(
     store: JobStore,
     redis: fakeredis.FakeRedis,
     redis_process: fakeredis.FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("api.batches.upload.AWAY_SECONDS", 0.2)
     upload = Upload(client)
     upload.push(b"a\n" * (CHUNK_ROWS + 1))
     until(lambda: uploading(store, redis))
@@ -369,52 +330,124 @@ def test_redis_goes_away(
     assert left_in(redis) == []
 
 
+def test_redis_is_away_for_a_while(
+    client: TestClient,
+    store: JobStore,
+    redis: fakeredis.FakeRedis,
+    redis_process: fakeredis.FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Longer than one call waits; the upload goes on."""
+    asked = 0
+
+    def sleep(_: float) -> None:
+        nonlocal asked
+        asked += 1
+        redis_process.connected = asked >= 3
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
+    monkeypatch.setattr("api.batches.upload.time", clock)
+    upload = Upload(client)
+    upload.push(b"a\n" * (CHUNK_ROWS + 1))
+    until(lambda: uploading(store, redis))
+    redis_process.connected = False
+    upload.push(b"a\n" * CHUNK_ROWS)
+    assert upload.end() == 202
+    assert (asked, len(claim_all(store))) == (3, 2 * CHUNK_ROWS + 1)
+
+
+def lossy(monkeypatch: pytest.MonkeyPatch, batches: BatchStore, name: str) -> list[Any]:
+    """What was done at each of its calls. Of every other the reply is lost."""
+    call, done = getattr(batches, name), list[Any]()
+
+    def lose(*args: Any, **kwargs: Any) -> Any:
+        done.append(call(*args, **kwargs))
+        if len(done) % 2:
+            raise StoreUnavailable
+        return done[-1]
+
+    monkeypatch.setattr(batches, name, lose)
+    return done
+
+
 def test_a_commit_whose_answer_is_lost(
     client: TestClient, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit, calls = store.batches.commit, []
-
-    def lossy(batch_id: str, digest: str) -> Any:
-        calls.append(commit(batch_id, digest))
-        if len(calls) == 1:
-            raise StoreUnavailable
-        return calls[-1]
-
-    monkeypatch.setattr(store.batches, "commit", lossy)
+    calls = lossy(monkeypatch, store.batches, "commit")
     batch = take(client, "a", "b")
     assert (batch["status"], batch["counts"]["pending"], len(calls)) == ("running", 2, 2)
     assert len(claim_all(store)) == 2
 
 
+def test_rows_whose_answer_is_lost(
+    client: TestClient, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither they nor their duplicates count twice."""
+    monkeypatch.setattr("api.batches.upload.CHUNK_ROWS", 3)
+    monkeypatch.setattr("api.batches.upload._FIRST_PAUSE", 0.0)
+    calls = [lossy(monkeypatch, store.batches, name) for name in ("add_rows", "add_invalid")]
+    rows = [{"prompt": "a", "custom_id": str(i // 2)} for i in range(20)]
+    counts = take(client, *rows, {"colour": "red"}, on_invalid="skip")["counts"]
+    assert (counts["total"], counts["pending"], counts["failed"]) == (21, 10, 11)
+    assert all(len(made) >= 8 for made in calls)
+
+
+def test_a_commit_of_which_nothing_is_known(
+    client: TestClient, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was done, but nobody knows; the same request finds its batch."""
+    commit = store.batches.commit
+    monkeypatch.setattr("api.batches.upload.AWAY_SECONDS", 0.0)
+    lossy(monkeypatch, store.batches, "commit")
+    problem(send(client, FIVE_ROWS, headers=KEY), "store_unavailable")
+    monkeypatch.setattr(store.batches, "commit", commit)
+    again = send(client, FIVE_ROWS, headers=KEY)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert len(client.get("/batches").json()["data"]) == 1
+
+
 # Too many
 
 
-def test_only_so_many_uploads_at_once(client: TestClient, redis: fakeredis.FakeRedis) -> None:
-    """More wait, unread; other requests do not."""
-    running = [Upload(client) for _ in range(8)]
-    until(lambda: all(upload.reads for upload in running))
-    waiting = Upload(client)
-    assert client.get("/batches").status_code == 200
-    assert client.post("/batches", json={"rows": ["a"], "max_tokens": 5}).status_code == 202
-    assert waiting.reads == 0
-    for upload in (running[0], waiting):
-        upload.push(b"a")
-        assert upload.end() == 202
-    for upload in running[1:]:
-        upload.leave()
-        assert upload.end() == 0
-
-
-def test_an_upload_that_waits_in_vain(
-    settings: Settings, store: JobStore, key: NewKey, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "content", [b"{\n" * 60, jsonl(*({"prompt": "a", "custom_id": "x"} for _ in range(61)))]
+)
+@pytest.mark.parametrize(("most", "status"), [(60, 202), (59, 422)])
+def test_only_so_many_are_skipped(
+    client: TestClient,
+    redis: fakeredis.FakeRedis,
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes,
+    most: int,
+    status: int,
 ) -> None:
-    monkeypatch.setattr("api.app.Uploads", lambda: Uploads(most=1, wait_seconds=0.05))
-    with TestClient(create_app(settings, store), headers=bearer(key)) as client:
-        running = Upload(client)
-        until(lambda: running.reads)
-        response = send(client, b"a", "text/plain")
-        assert problem(response, "too_many_uploads")["detail"].startswith("1 upload")
-        assert int(response.headers["retry-after"]) > 1
-        running.push(b"a")
-        assert running.end() == 202
-        assert send(client, b"a", "text/plain").status_code == 202
+    """Be they invalid, or there twice."""
+    monkeypatch.setattr("api.batches.upload.CHUNK_ROWS", 7)
+    monkeypatch.setattr("api.batches.upload.MOST_SKIPPED", most)
+    response = send(client, content, on_invalid="skip")
+    assert response.status_code == status, response.text
+    if status == 422:
+        assert "60 rows are invalid. Too many to skip." in response.json()["detail"]
+        assert left_in(redis) == []
+    else:
+        assert response.json()["counts"]["failed"] == 60
+
+
+def test_duplicates_are_not_gathered_without_end(
+    client: TestClient, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.batches.upload.MOST_INVALID", 10)
+    calls = lossy(monkeypatch, store.batches, "add_rows")
+    rows = ({"prompt": "a", "custom_id": "x"} for _ in range(20 * CHUNK_ROWS))
+    document = problem(send(client, jsonl(*rows)), "invalid_rows")
+    assert document["detail"].startswith(f"At least {CHUNK_ROWS - 1} rows")
+    assert len(calls) <= 4
+
+
+def test_only_so_many_rows_as_json(client: TestClient, redis: fakeredis.FakeRedis) -> None:
+    body = {"max_tokens": 5, "rows": ["a"] * 10_001}
+    document = problem(client.post("/batches", json=body), "invalid_request")
+    assert document["detail"] == "/rows: Send at most 10000 rows as JSON; upload more as a file"
+    assert left_in(redis) == []
+    body["rows"] = ["a"] * 10_000
+    assert client.post("/batches", json=body).json()["counts"]["total"] == 10_000

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fakeredis
@@ -11,7 +13,6 @@ import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
-from api import dead_letters
 from api.dead_letters import EXAMPLES, MOST_REDRIVEN
 from slm_jobs import keys
 from slm_jobs.api_keys import NewKey
@@ -40,7 +41,8 @@ def fail(client: TestClient, store: JobStore) -> Fail:
 
     def fail(**body: object) -> str:
         job = client.post("/jobs", json={"prompt": "a", "max_tokens": 5, **body}).json()["id"]
-        [work] = store.claim_next("tiny", worker="w1")
+        while (work := store.claim_next("tiny", worker="w1")[0]).id != job:
+            pass  # that was redriven
         store.clock_offset_ms += 1
         outputs = [Output(index=0, text=" partial", finish_reason="cancelled")]
         assert store.fail(work, ERROR, None, outputs)
@@ -171,20 +173,19 @@ def test_some_are_redriven(boss: TestClient, store: JobStore, fail: Fail) -> Non
     assert store.queue_depth("tiny") == 2
 
 
-def test_all_are_redriven_the_oldest_first(
-    boss: TestClient, store: JobStore, fail: Fail, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dead_letters, "MOST_REDRIVEN", 2)
+def test_all_are_redriven_the_oldest_first(boss: TestClient, store: JobStore, fail: Fail) -> None:
     made = [fail() for _ in range(3)]
-    response = boss.post(f"{PATH}/redrive", json={"all": True}).json()
+    response = boss.post(f"{PATH}/redrive", json={"all": True, "limit": 2}).json()
     assert [job["retry_of"] for job in response["data"]] == made[:2]
     assert (response["left"], response["not_found"]) == (1, [])
     for work in (store.claim_next("tiny", worker="w1")[0] for _ in range(2)):
         store.clock_offset_ms += 1
         store.fail(work, ERROR)  # again
-    response = boss.post(f"{PATH}/redrive", json={"all": True}).json()
+    response = boss.post(f"{PATH}/redrive", json={"all": True, "limit": 1}).json()
     assert response["data"][0]["retry_of"] == made[2]
-    assert response["left"] == 1
+    assert response["left"] == 2
+    response = boss.post(f"{PATH}/redrive", json={"all": True}).json()
+    assert (len(response["data"]), response["left"]) == (2, 0)
 
 
 def test_all_of_none(boss: TestClient) -> None:
@@ -204,6 +205,8 @@ def test_all_of_none(boss: TestClient) -> None:
         ({"ids": ["job_1"], "all": True}, {"/ids", "/all"}),
         ({"all": False}, {"/all"}),
         ({"all": 1}, {"/all"}),
+        ({"all": True, "limit": 0}, {"/limit"}),
+        ({"all": True, "limit": MOST_REDRIVEN + 1}, {"/limit"}),
         ([], {""}),
     ],
 )
@@ -299,3 +302,34 @@ def test_a_dead_letter_reads_as_its_example(boss: TestClient, fail: Fail) -> Non
     example = EXAMPLES["dead_letter"][1]
     assert list(letter) == list(example)
     assert list(letter["request"]) == list(example["request"])
+
+
+def section(title: str) -> str:
+    """Of docs/api.md."""
+    page = (Path(__file__).parents[2] / "docs/api.md").read_text("utf-8")
+    return page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_the_documented_job_is_taken(client: TestClient) -> None:
+    [body] = re.findall(r"--json '(.*?)'", section("Deadlines"))
+    assert client.post("/jobs", json={**json.loads(body), "max_tokens": 5}).status_code == 202
+
+
+def test_the_documented_calls_succeed(boss: TestClient, fail: Fail) -> None:
+    letters = section("Dead letters")
+    commands = re.findall(r"^curl (?:-X (\w+) )?\$SLM_URL(\S+)(?:.*--json '(.*)')?", letters, re.M)
+    assert [path for _, path, _ in commands] == [
+        PATH,
+        f"{PATH}/job_...",
+        f"{PATH}/job_.../redrive",
+        f"{PATH}/redrive",
+        f"{PATH}/job_...",
+    ]
+    for method, path, sent in commands:
+        answer = boss.request(
+            method or ("POST" if sent else "GET"),
+            path.replace("job_...", fail()),
+            content=sent.encode(),
+            headers={"Content-Type": "application/json"} if sent else {},
+        )
+        assert answer.is_success, answer.text

@@ -16,11 +16,11 @@ from starlette.testclient import TestClient
 
 from slm_core.tokenizer import Tokenizer
 from slm_jobs import keys
-from slm_jobs.api_keys import KeySettings, NewKey
-from slm_jobs.batch_schemas import RowEnd
+from slm_jobs.api_keys import KeyProof, KeySettings, NewKey
+from slm_jobs.batch_schemas import BatchDraft, BatchRow, RowEnd, RowProblem
 from slm_jobs.errors import FileNotFound
 from slm_jobs.files import FileStore
-from slm_jobs.schemas import JobError, Work
+from slm_jobs.schemas import GenerationParams, JobError, Work
 from slm_jobs.store import JobStore
 from tests.api.fake_worker import FINGERPRINT, outputs, usage
 from tests.api.openai_batch_calls import (
@@ -461,6 +461,35 @@ def test_a_list_is_read_in_pages(api: openai.OpenAI) -> None:
     rest = api.batches.list(limit=4, after=made[-3])
     assert ([batch.id for batch in rest.data], rest.has_more) == (made[3::-1], False)
     assert api.batches.list(after=made[0]).data == []
+
+
+def test_a_list_reads_each_batch_once(
+    api: openai.OpenAI, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [run(api, line("a"), completion_window="36h") for _ in range(5)]
+    monkeypatch.setattr(store.batches, "get", None)
+    listed = list(api.batches.list(limit=50))
+    assert [batch.input_file_id for batch in listed] == [b.input_file_id for b in made[::-1]]
+    assert {batch.completion_window for batch in listed} == {"36h"}
+
+
+def test_a_batch_that_is_cancelled_while_it_comes_in(
+    api: openai.OpenAI, store: JobStore, key: NewKey
+) -> None:
+    """None of its rows ran, so it has no files."""
+    draft = BatchDraft("tiny", GenerationParams())
+    batch = store.batches.begin(draft, owner=KeyProof.of(key.token)).batch_id
+    store.batches.add_rows(batch, [BatchRow("a", 1, ["a"], {}, 2, 1)])
+    store.batches.add_invalid(batch, [RowProblem(line=2, code="invalid_row", message="x")])
+    assert api.batches.retrieve(batch).status == "validating"
+    ended = api.batches.cancel(batch)
+    assert (ended.status, ended.error_file_id, ended.output_file_id) == ("cancelled", None, None)
+    assert ended.request_counts is not None
+    assert ended.request_counts.to_dict() == {"total": 0, "completed": 0, "failed": 0}
+    assert list(api.batches.list()) == [ended]
+    assert list(api.files.list()) == []
+    with raises(openai.NotFoundError, "file_not_found"):
+        api.files.content(f"file-err_{batch.removeprefix('batch_')}")
 
 
 def test_an_unknown_place_in_a_list(client: TestClient) -> None:

@@ -318,6 +318,7 @@ def test_other_methods(client: TestClient) -> None:
     )
     assert response.headers["allow"] == "GET, POST"
     assert client.post("/jobs/job_1").headers["allow"] == "DELETE, GET"
+    assert client.put("/admin/dead-letters/redrive").headers["allow"] == "POST"
 
 
 @pytest.mark.parametrize("path", ["/jobs/", "/nowhere", "/docs/assets/none.js", "/%0a%ff", "/v1"])

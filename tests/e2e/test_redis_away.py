@@ -25,7 +25,7 @@ import redis
 from slm_client.redis_server import RedisServer, free_port
 from slm_core import Engine
 from tests.e2e.service import Service, until
-from tests.e2e.test_service import requests, texts_alone
+from tests.e2e.test_service import expected_texts, requests
 from tests.slm_jobs.replicated_redis import PASSWORD as REPLICATED_PASSWORD
 from tests.slm_jobs.replicated_redis import SENTINEL_PASSWORD, ReplicatedRedis
 from tests.slm_jobs.tls_proxy import PEM, TlsProxy
@@ -240,34 +240,36 @@ def test_a_redis_that_takes_no_writes(
 
 
 def test_streams_and_waits_ride_it_out(checkpoint: Path, tmp_path: Path) -> None:
-    with started(tmp_path, checkpoint, 0) as service:
-        http = httpx.Client(
+    with (
+        started(tmp_path, checkpoint, 0) as service,
+        httpx.Client(
             base_url=service.url, headers=service.headers, trust_env=False, timeout=120
-        )
-        job = http.post("/jobs", json={**SHORT, "stream": True}).json()["id"]
+        ) as http,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        job = service.client.submit(**SHORT, stream=True).id
+        entered = threading.Event()
 
         def stream() -> list[str]:
             with http.stream("GET", f"/jobs/{job}/stream") as response:
                 assert response.status_code == 200
-                entered.release()
+                entered.set()
                 return [line for line in response.iter_lines() if line.startswith("event:")]
 
-        entered = threading.Semaphore(0)
-        with http, ThreadPoolExecutor(4) as pool:
-            calls = [
-                pool.submit(http.get, f"/jobs/{job}?wait=60"),
-                pool.submit(http.post, "/generate", json=SHORT),
-                pool.submit(http.post, "/v1/completions", json={**SHORT, "model": "tiny"}),
-            ]
-            streamed = pool.submit(stream)
-            assert entered.acquire(timeout=30)
-            until(lambda: service.client.queue()[0]["waiting"] == 3, "all of them wait")
-            with killed(service.redis):
-                time.sleep(OUTAGE_SECONDS)
-            service.start_worker()
-            assert [call.result().status_code for call in calls] == [200, 200, 200]
-            assert calls[0].result().json()["status"] == "succeeded"
-            assert streamed.result()[-1] == "event: done"
+        calls = [
+            pool.submit(http.get, f"/jobs/{job}?wait=60"),
+            pool.submit(http.post, "/generate", json=SHORT),
+            pool.submit(http.post, "/v1/completions", json={**SHORT, "model": "tiny"}),
+        ]
+        streamed = pool.submit(stream)
+        assert entered.wait(30)
+        until(lambda: service.client.queue()[0]["waiting"] == 3, "all of them wait")
+        with killed(service.redis):
+            time.sleep(OUTAGE_SECONDS)
+        service.start_worker()
+        assert [call.result().status_code for call in calls] == [200, 200, 200]
+        assert calls[0].result().json()["status"] == "succeeded"
+        assert streamed.result()[-1] == "event: done"
 
 
 class Load:
@@ -316,8 +318,8 @@ def working(checkpoint: Path, tmp_path: Path) -> Iterator[Service]:
 def test_an_outage_under_load(
     working: Service, reference: Engine, away: Callable[[RedisServer], Any]
 ) -> None:
-    bodies = requests(40, seed=6, longest=200)
-    expected = dict(zip(map(_key, bodies), texts_alone(reference, bodies), strict=True))
+    bodies = requests(16, seed=6, longest=200)
+    expected = dict(zip(map(_key, bodies), expected_texts(reference, bodies), strict=True))
     with Load(working, bodies) as load:
         until(lambda: len(load.taken) >= 20, "jobs run")
         before = len(load.taken)
@@ -354,7 +356,7 @@ def test_a_failover_under_a_whole_service(
     checkpoint: Path, tmp_path: Path, reference: Engine
 ) -> None:
     server = ReplicatedRedis(tmp_path / "redis")
-    bodies = requests(20, seed=7, longest=200)
+    bodies = requests(16, seed=7, longest=200)
     with started(tmp_path, checkpoint, 2, server) as service:
         before = {service.client.submit(**body).id: body for body in bodies}
         server.wait_for_replica()
@@ -370,7 +372,7 @@ def test_a_failover_under_a_whole_service(
         found = {job_id: service.client.wait(job_id, timeout=120) for job_id in taken}
         print(f"\ntakes jobs {taken_after:.1f} s after the kill, {done_after:.1f} s: one is done")  # noqa: T201
         assert {job.status for job in found.values()} == {"succeeded"}
-        expected = dict(zip(map(_key, bodies), texts_alone(reference, bodies), strict=True))
+        expected = dict(zip(map(_key, bodies), expected_texts(reference, bodies), strict=True))
         for job_id, body in taken.items():
             assert found[job_id].outputs[0].text == expected[_key(body)]
     logs = "".join(path.read_text(errors="replace") for path in tmp_path.glob("*.log"))

@@ -154,7 +154,7 @@ def test_links_lead_to_operations(document: Any) -> None:
         for response in operation["responses"].values()
         for link in response.get("links", {}).values()
     ]
-    assert len(found) == 31
+    assert len(found) == 38
     for link in found:
         _, path = named[link["operationId"]]
         assert set(re.findall(r"{(\w+)}", path)) == set(link["parameters"])

@@ -19,6 +19,7 @@ import httpx
 from tests.slm_client import fake_http
 from tests.slm_client.fake_batches import FakeBatches, problem
 from tests.slm_client.fake_callbacks import FakeCallbacks
+from tests.slm_client.fake_dead_letters import FakeDeadLetters
 from tests.slm_client.fake_http import Answer, Events
 
 KEY = f"slm_{'a' * 10}_{'s' * 43}"
@@ -69,6 +70,7 @@ class FakeService:
         self.is_ready = True
         self.batches = FakeBatches(slots, lambda: self.seconds)
         self.callbacks = FakeCallbacks()
+        self.dead_letters = FakeDeadLetters()
         self._replays: dict[str, str] = {}  # Idempotency-Key -> job id
         self._free_at = [0.0] * slots
         self._changed = threading.Condition()
@@ -148,6 +150,8 @@ class FakeService:
                 return 200, {}, {"data": [{**entry, **pace}]}
             case method, ["admin", "keys", *rest]:
                 return self._admin(method, rest, request.body)
+            case _, ["admin", "dead-letters", *rest]:
+                return self.dead_letters.answer(request, rest)
             case "GET", ["readyz"] if not self.is_ready:
                 return problem(503, "not_ready", "no worker is alive")
             case "GET", ["readyz" | "healthz"]:

@@ -20,6 +20,7 @@ COMMANDS = [
     *("batches cancel", "batches retry", "batches delete", "batches report"),
     *("jobs list", "jobs show", "jobs cancel", "jobs delete"),
     *("callbacks list", "callbacks replay"),
+    *("dlq list", "dlq show", "dlq redrive", "dlq drop"),
     *("keys create", "keys list", "keys rotate", "keys revoke"),
     *("keys secret show", "keys secret rotate"),
     *("models list", "models add", "models check"),
@@ -67,6 +68,37 @@ def test_generate(url: str, service: FakeService) -> None:
         "top_p": 1.0,
         "seed": 3,
     }
+
+
+def test_generate_by_a_deadline(url: str, service: FakeService) -> None:
+    slm("generate", "Once", "--queue-timeout", "30s", "--run-timeout", "5m")
+    body = service.jobs["job_1"]["body"]
+    assert (body["queue_timeout"], body["run_timeout"]) == (30, 300)
+    slm("generate", "Once", "--run-timeout", "7d")
+    body = service.jobs["job_2"]["body"]
+    assert (body["run_timeout"], "queue_timeout" in body) == (604_800, False)
+
+
+@pytest.mark.parametrize("option", ["--queue-timeout", "--run-timeout"])
+@pytest.mark.parametrize("time", ["30", "0s", "8d", "-1s", "1.5h", "", "5 m"])
+def test_no_deadline(url: str, service: FakeService, option: str, time: str) -> None:
+    result = slm("generate", "Once", option, time)
+    assert result.exit_code == 2
+    assert f"{option} {time}: give 1s to 7d" in " ".join(result.stderr.split())
+    assert service.seen == []
+
+
+def test_generate_says_where_the_rest_is(url: str, service: FakeService) -> None:
+    failed = service.answer("POST", "/jobs", {"prompt": "FAIL"}, AUTHORISED)
+    job = service.answer("GET", "/jobs/job_1", None, AUTHORISED)[2]
+    partial = {**job, "outputs": [{"index": 0, "text": " and", "finish_reason": "cancelled"}]}
+    for how in ("--no-stream", "--json"):
+        service.next_answers.extend([failed, (200, {}, partial)])
+        result = slm("generate", "FAIL", how)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (
+            "slm jobs show job_1 prints the text that it had.\njob_1 failed: the engine broke\n"
+        )
 
 
 def test_generate_from_a_template(url: str, service: FakeService) -> None:

@@ -52,6 +52,7 @@ def test_jobs_show(service: FakeService) -> None:
     assert "Output 0 (stop):" in result.stderr
     assert "error      engine_error: the engine broke\n" in slm("jobs", "show", "job_2").stderr
     assert json.loads(slm("jobs", "show", "job_3", "--json").stdout)["id"] == "job_3"
+    assert "retry of" not in slm("jobs", "show", "job_2").stderr
     service.jobs["job_3"].update(start=1e12, end=1e12)
     assert "queue      3 ahead, starts in about 2 s\n" in slm("jobs", "show", "job_3").stderr
     result = slm("jobs", "show", "job_9")
