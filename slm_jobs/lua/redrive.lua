@@ -6,7 +6,7 @@ local before = redis.call('HGET', JOB .. id, 'redriven_as')
 if before then
   return redis.call('EXISTS', JOB .. before) == 1 and { before, record(before), place(before) } or nil
 end
-if not redis.call('ZSCORE', DEAD_LETTERS, id) then
+if not redis.call('ZSCORE', DEAD_LETTERS, id) or redis.call('EXISTS', JOB .. id) == 0 then
   return nil
 end
 
@@ -18,7 +18,7 @@ local values, more = redis.call('HMGET', JOB .. id, unpack(kept)), { 'retry_of',
 for i, name in ipairs(kept) do
   if values[i] then
     more[#more + 1] = name
-    more[#more + 1] = values[i]
+    more[#more + 1] = values[i]:gsub(id .. '$', new) -- the link is the new job's
   end
 end
 local job = redis.call('HMGET', JOB .. id, 'key', 'model', 'priority', 'tokens', 'about', 'request')

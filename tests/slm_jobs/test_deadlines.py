@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from redis import Redis
 
 from slm_jobs import keys
+from slm_jobs.api_keys import KeyProof, KeySettings
 from slm_jobs.callback_schemas import CallbackTarget
 from slm_jobs.errors import DeadLetterNotFound
+from slm_jobs.records import new_job_id
 from slm_jobs.schemas import JobStatus
 from slm_jobs.store import JobStore
 from tests.slm_jobs.conftest import MakeStore
@@ -66,7 +70,9 @@ def test_what_failed_can_be_run_again_as_it_was(store: JobStore, redis: Redis) -
     request = spec("Once", seed=7, n=2, run_timeout=5, metadata={"a": "b"}).model_copy(
         update={"callback": CallbackTarget("https://hooks.example/", ("succeeded",))}
     )
-    failed = store.create(request).job
+    failed_id = new_job_id()
+    link = CallbackTarget(*request.callback[:3], f"https://slm.example/jobs/{failed_id}")
+    failed = store.create(request.model_copy(update={"callback": link}), job_id=failed_id).job
     store.fail(claim(store), ERROR)
     [dead], following = store.dead_letters.page()
     assert (dead, following) == (store.get(failed.id), None)
@@ -81,8 +87,37 @@ def test_what_failed_can_be_run_again_as_it_was(store: JobStore, redis: Redis) -
     assert (work.id, work.seconds_left) == (again.id, 5)
     assert work.spec == request.model_copy(update={"callback": None, "run_timeout": None})
     complete(store, work)
-    assert [each.id for each in store.callbacks.of(again.id)] == [f"{again.id}-succeeded"]
+    [told], _ = store.callbacks.claim(1)
+    assert told.delivery.id == f"{again.id}-succeeded"
+    assert json.loads(told.payload)["data"]["url"] == f"https://slm.example/jobs/{again.id}"
     assert store.get(again.id).metadata == {"a": "b"}
+
+
+def test_what_is_redriven_costs_nothing_and_gives_nothing_back(store: JobStore) -> None:
+    limits = KeySettings(name="k", tokens_per_minute=60_000, queued_tokens=None)
+    owner = KeyProof.of(store.keys.create(limits).token)
+
+    def remaining() -> int:
+        made = store.create(spec(), owner=owner, tokens=1)
+        store.cancel(made.job.id)
+        return next(quota.remaining for quota in made.quotas if quota.policy == "tokens")
+
+    failed = store.create(spec(), owner=owner, tokens=50_000).job
+    store.fail(claim(store), ERROR)
+    store.create(spec(), owner=owner, tokens=50_000)
+    assert claim(store).attempt == 1
+    before = remaining()
+    store.dead_letters.redrive(failed.id)
+    complete(store, claim(store))
+    assert remaining() - before < 40_000  # what the meter lets out meanwhile
+
+
+def test_a_dead_letter_whose_record_expired_is_gone(store: JobStore, redis: Redis) -> None:
+    job = create(store)
+    store.fail(claim(store), ERROR)
+    redis.delete(keys.job(job.id))  # nobody has swept yet
+    with pytest.raises(DeadLetterNotFound):
+        store.dead_letters.redrive(job.id)
 
 
 def test_pages_of_dead_letters(store: JobStore) -> None:

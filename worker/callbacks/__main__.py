@@ -25,6 +25,7 @@ from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from worker.callbacks.courier import Courier
 from worker.callbacks.delivery import Sender
+from worker.callbacks.janitor import sweep
 
 log = logging.getLogger("worker.callbacks")
 
@@ -51,8 +52,10 @@ async def serve(settings: Settings, store: JobStore) -> None:
         settings.callback_per_host,
         len(settings.callback_schedule_seconds),
     )
+    janitor = asyncio.create_task(sweep(store, settings.lease_seconds), name="janitor")
     async with events:
         await courier.run()
+    janitor.cancel()
 
 
 def _environment() -> str:

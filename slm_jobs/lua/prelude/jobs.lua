@@ -112,7 +112,7 @@ end
 -- queued | running -> a terminal state, with more fields of the record as they come. Of the tokens
 -- that its key was charged, those not `used` go back.
 local function finish(id, status, used, ...)
-  local job = redis.call('HMGET', JOB .. id, 'status', 'model', 'key', 'tokens')
+  local job = redis.call('HMGET', JOB .. id, 'status', 'model', 'key', 'tokens', 'retry_of')
   if job[1] == 'running' then
     stop_running(id)
   else
@@ -137,7 +137,9 @@ local function finish(id, status, used, ...)
   redis.call('ZADD', ENDED, time + ttl * 1000, key .. ' ' .. id)
   if key ~= '' then
     redis.call('ZREM', IN_FLIGHT .. key, id)
-    refund(key, job[4] - used)
+    if not job[5] then -- what was redriven was not charged again
+      refund(key, job[4] - used)
+    end
   end
   announce(id, status)
   tell_job(id, status)

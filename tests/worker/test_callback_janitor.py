@@ -1,0 +1,42 @@
+"""The callback process sweeps, too."""
+
+from __future__ import annotations
+
+import asyncio
+
+import fakeredis
+import pytest
+
+from slm_jobs.errors import StoreUnavailable
+from slm_jobs.schemas import JobStatus
+from slm_jobs.store import JobStore
+from tests.slm_jobs.examples import create
+from worker.callbacks import janitor
+
+
+def test_jobs_expire_where_no_worker_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = JobStore(fakeredis.FakeRedis(decode_responses=True))
+    job = create(store, queue_timeout=10)
+    store.clock_offset_ms += 11_000
+    sweep, calls = store.sweep, 0
+
+    def sweep_again() -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise StoreUnavailable("away")
+        if calls == 2:
+            raise RuntimeError("a mistake of ours")
+        return sweep()
+
+    monkeypatch.setattr(store, "sweep", sweep_again)
+    monkeypatch.setattr(janitor, "TICK_SECONDS", 0.001)
+
+    async def run() -> None:
+        task = asyncio.create_task(janitor.sweep(store, 0.001))
+        async with asyncio.timeout(30):
+            while store.get(job.id).status is not JobStatus.EXPIRED:
+                await asyncio.sleep(0.001)
+        task.cancel()
+
+    asyncio.run(run())
