@@ -19,7 +19,7 @@ up: $(VENV)/.runtime $(VENV)/.kernels ## Start Redis, api and a worker; Ctrl-C s
 	$(BIN)/slm up
 
 test: $(VENV)/.dev $(VENV)/.kernels ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.dev ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Unpack
@@ -18,7 +18,7 @@ from slm_client import source as sources
 from slm_client.batch import Batch, BatchParams, Result
 from slm_client.errors import ApiError, ServiceUnreachable, SlmClientError
 from slm_client.source import Format, Progress, Source
-from slm_client.transport import COME_AGAIN, Connection, Patience
+from slm_client.transport import COME_AGAIN, Again, Connection, Patience
 from slm_client.waiting import until_ended, whole
 
 _LOOK_EVERY = 1.0  # seconds, while a batch runs; its end is told at once
@@ -39,13 +39,15 @@ class Batches:
         format: str | None = None,  # noqa: A002
         idempotency_key: str | None = None,
         on_progress: Progress | None = None,
+        on_again: Again | None = None,
         **options: Unpack[BatchParams],
     ) -> Batch:
         """Sends a file of rows, plain or gzip, bit by bit, and returns its batch, which runs.
 
         `format` is `txt`, `csv` or `jsonl`; by default what the path's ending says, else JSONL.
         What has been sent before with the same `idempotency_key` and options is not done twice:
-        the batch that it made comes back, `replayed`. A lost connection is safe: it sends again.
+        the batch that it made comes back, `replayed`. A lost connection is safe: it sends again,
+        from the beginning, and tells `on_again` why.
         Raises BadInput if the file cannot be read, and ApiError `invalid_rows` with the first of
         them in its problem's `rows`.
         """
@@ -58,24 +60,18 @@ class Batches:
                 "Content-Type": kind.media_type,
                 "Content-Length": str(content.size),
             }
-            patience = Patience(max(self._connection.retry_for, _TWIN))
-            while True:
-                try:
-                    response = self._connection.send(
-                        "POST",
-                        "/batches",
-                        content=lambda: content.chunks(on_progress),
-                        query=query,
-                        headers=headers,
-                        wait=_CHECKING,
-                    )
-                    break
-                except ApiError as error:
-                    # Ours, of a connection that broke, or that of another like us: it will end.
-                    if error.code != "idempotency_in_progress":
-                        raise
-                    patience.pause(error)
-        return self._read_made(response)
+            return self._make(
+                lambda: self._connection.send(
+                    "POST",
+                    "/batches",
+                    content=lambda: content.chunks(on_progress),
+                    query=query,
+                    headers=headers,
+                    wait=_CHECKING,
+                    on_again=on_again,
+                ),
+                on_again,
+            )
 
     def create_rows(
         self,
@@ -86,14 +82,13 @@ class Batches:
     ) -> Batch:
         """A batch of few rows, at most 1 MiB: prompts, or objects as in a JSONL file."""
         given = {name: value for name, value in options.items() if _is_said(name, value)}
-        response = self._connection.send(
-            "POST",
-            "/batches",
-            body={"rows": list(rows), **given},
-            headers={"Idempotency-Key": idempotency_key or str(uuid4())},
-            wait=_CHECKING,
+        body = {"rows": list(rows), **given}
+        headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
+        return self._make(
+            lambda: self._connection.send(
+                "POST", "/batches", body=body, headers=headers, wait=_CHECKING
+            )
         )
-        return self._read_made(response)
 
     def run(
         self, rows: Iterable[str | Mapping[str, Any]], **options: Unpack[BatchParams]
@@ -140,11 +135,14 @@ class Batches:
         a batch that has ended."""
         return self._connection.call("POST", _path(batch_id, "/cancel"), Batch.from_json)
 
-    def retry(self, batch_id: str) -> Batch:
-        """A new batch of the rows that did not succeed. Raises ApiError `nothing_to_retry`."""
-        headers = {"Idempotency-Key": str(uuid4())}
-        response = self._connection.send("POST", _path(batch_id, "/retry"), headers=headers)
-        return self._read_made(response)
+    def retry(self, batch_id: str, *, new: bool = False) -> Batch:
+        """A batch of the rows that did not succeed: the one that an earlier call made, `replayed`,
+        or with `new` always another. Raises ApiError `nothing_to_retry`."""
+        key = str(uuid4()) if new else f"retry-{quote(batch_id, safe='')}"
+        path, headers = _path(batch_id, "/retry"), {"Idempotency-Key": key}
+        return self._make(
+            lambda: self._connection.send("POST", path, headers=headers, wait=_CHECKING)
+        )
 
     def delete(self, batch_id: str) -> None:
         """Forgets an ended batch and its texts. Raises ApiError `batch_not_ended` for another."""
@@ -191,7 +189,20 @@ class Batches:
                     time.sleep(left)  # the service did not wait
             wait = 0.0 if batch.ended else _LOOK_EVERY
 
-    def _read_made(self, response: httpx.Response) -> Batch:
+    def _make(self, send: Callable[[], httpx.Response], on_again: Again | None = None) -> Batch:
+        """The batch that `send` makes, which sends the same each time."""
+        patience = Patience(max(self._connection.retry_for, _TWIN))
+        while True:
+            try:
+                response = send()
+                break
+            except ApiError as error:
+                # Ours, of a connection that broke, or that of another like us: it will end.
+                if error.code != "idempotency_in_progress":
+                    raise
+                patience.pause(error)
+                if on_again:
+                    on_again(error)
         replayed = response.headers.get("idempotent-replayed") == "true"
         return self._connection.read(
             response, lambda document: Batch.from_json(document, replayed=replayed)
@@ -231,7 +242,7 @@ class Batches:
 class _Reader:
     """Reads on in a list from where it was. `told`: how many it has given."""
 
-    def __init__(self, read: Any, batch_id: str) -> None:
+    def __init__(self, read: Callable[[str, int], Iterator[Result]], batch_id: str) -> None:
         self._read = read
         self._batch_id = batch_id
         self._after = 0

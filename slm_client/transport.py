@@ -19,12 +19,16 @@ _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _REFUSED = ("queue_full", "not_ready")  # the codes of such a 503; a 429 always is one
 # What was asked may have been done: of a proxy, or of a service that lost its store meanwhile.
 _PERHAPS_DONE = (502, 503, 504)
+# An upload that takes longer flows: what is accepted at once may be held by buffers on the way.
+_FLOWS_AFTER = 5.0  # seconds
+_MOST_FLOWS = 5  # uploads that flowed, and broke off all the same
 _STREAM_SILENCE = 60.0  # seconds; a stream that lives says something more often
 _PAGE = 100  # entries of a list
 COME_AGAIN = (429, 502, 503, 504)  # to a stream, which changes nothing
 
 T = TypeVar("T")
 Query: TypeAlias = Mapping[str, str | Sequence[str]]
+Again: TypeAlias = Callable[[ApiError | ServiceUnreachable], None]
 
 
 class Patience:
@@ -48,6 +52,24 @@ class Patience:
         if now + pause > self._deadline:
             raise problem
         time.sleep(pause)
+
+
+class _Flow:
+    """Renews the patience as long as bytes of an upload are taken, a few times over."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._left = _MOST_FLOWS
+
+    def of(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        began, flows = time.monotonic(), False
+        for chunk in chunks:
+            yield chunk
+            if not flows and self._left and time.monotonic() - began >= _FLOWS_AFTER:
+                self._left -= 1
+                flows = True
+            if flows:
+                self._patience.renew()
 
 
 class Connection:
@@ -120,10 +142,12 @@ class Connection:
         headers: dict[str, str] | None = None,
         wait: float = 0.0,
         repeatable: bool = True,
+        on_again: Again | None = None,
     ) -> httpx.Response:
         """As `call`, but the successful answer as it is. `content` gives the bytes to send, anew
-        for each try; `headers` then say how many."""
+        for each try; `headers` then say how many. `on_again` is told why they are sent again."""
         patience = Patience(self.retry_for)
+        flow = _Flow(patience)
         timeout = httpx.Timeout(self._timeout, read=self._timeout + wait)
         perhaps_done = False
         while True:
@@ -133,7 +157,7 @@ class Connection:
                     method,
                     path,
                     json=body,
-                    content=content() if content else None,
+                    content=flow.of(content()) if content else None,
                     params=query,
                     headers=headers,
                     timeout=timeout,
@@ -155,6 +179,8 @@ class Connection:
                         raise problem
                     perhaps_done = True
             patience.pause(problem)
+            if on_again:
+                on_again(problem)
 
     def pages(
         self,

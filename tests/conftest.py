@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several processes hinder each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from slm_client.redis_server import RedisServer, free_port
 from slm_core import GPTConfig, save_checkpoint

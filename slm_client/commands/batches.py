@@ -178,11 +178,15 @@ def cancel(
 @batches.command()
 def retry(
     batch_id: _Id,
+    new: Annotated[
+        bool, typer.Option("--new", help="Make another batch, also if one was made before.")
+    ] = False,
     url: options.Url = DEFAULT_URL,
     api_key: options.ApiKey = None,
     data_dir: options.DataDir = options.DEFAULT_DATA_DIR,
 ) -> None:
-    """Run the rows that did not succeed again, as a new batch; print its id.
+    """Run the rows that did not succeed again, as a new batch; print its id. The same command makes
+    no second one.
 
     Examples:
 
@@ -190,9 +194,11 @@ def retry(
       slm batches retry batch_01K9ZX3V7Q4C8E2M5T6R0B1DAF
     """
     with options.connect(url, api_key, data_dir) as client:
-        batch = client.batches.retry(batch_id)
+        batch = client.batches.retry(batch_id, new=new)
     print_result(batch.id)
     flags = flags_for(url, data_dir)
+    if batch.replayed:
+        say(f"The same was asked for before: {batch.id} ({batch.status}). --new makes another.")
     say(f"{batch.counts.total:,} rows: slm batches results {batch.id} -o FILE --follow{flags}")
 
 

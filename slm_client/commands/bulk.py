@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ from slm_client.commands import options
 from slm_client.commands.collect import collect, end, flags_for, say, say_how_to_come_back
 from slm_client.commands.options import print_result, screen
 from slm_client.credentials import choose_key
-from slm_client.errors import ApiError, BadInput, SlmClientError
+from slm_client.errors import ApiError, BadInput, ServiceUnreachable, SlmClientError
 from slm_client.outputs import Output
 from slm_client.progress import display, line, uploaded
 from slm_client.report import Report, check_report
@@ -24,6 +25,7 @@ from slm_client.resume import Note, batch_to_join, digest_of
 from slm_client.source import Format, Source, named
 
 _PROBLEMS_SHOWN = 20
+_SAID_AGAIN = 10.0  # seconds; a service that restarts refuses many times
 _LOST_CONTACT = 120.0  # seconds; a run of hours should outlast a restart of the service
 
 
@@ -209,13 +211,22 @@ def check_service(url: str, key: str | None, model: str | None) -> None:
 def upload(
     client: Client, source: Source, kind: Format, idempotency_key: str | None, params: BatchParams
 ) -> Batch:
-    """With progress, where it takes long."""
+    """With progress, where it takes long; and says when, and why, it begins again."""
+    said_at = -_SAID_AGAIN
+
+    def again(problem: ApiError | ServiceUnreachable) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= _SAID_AGAIN:
+            said_at = time.monotonic()
+            say(f"{str(problem).rstrip('.')}. The upload begins again.")
+
     with display(screen) as shown:
         return client.batches.create(
             source,
             format=kind,
             idempotency_key=idempotency_key,
             on_progress=lambda sent, total: shown.show(sent, total, uploaded(sent, total)),
+            on_again=again,
             **params,
         )
 

@@ -53,6 +53,9 @@ def end(batch: Batch, flags: str) -> None:
         for problem in batch.errors:
             say(f"line {problem.line}: {problem.message}")
         raise typer.Exit(1)
+    if batch.status == "cancelled" and not batch.counts.total:
+        say(f"{batch.id} was cancelled while its rows came in; none of them ran.")
+        raise typer.Exit(1)
     if batch.counts.unsuccessful:
         say(f"Which and why:  slm batches errors {batch.id}{flags}")
         say(f"Try them again: slm batches retry {batch.id}{flags}")

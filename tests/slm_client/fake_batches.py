@@ -61,10 +61,7 @@ class FakeBatches:
                 batch["end"] = min(batch["end"], time.monotonic())
                 return 200, {}, self.view(batch)
             case "POST", ["retry"]:
-                rows = [row for row, _ in self._ended(batch, "errors") if "line" not in row]
-                if not rows:
-                    return problem(409, "nothing_to_retry", "every row succeeded")
-                return 202, {}, self.view(self._make(rows, [], {}, retry_of=batch["id"]))
+                return self._retry(batch, request.headers.get("idempotency-key", ""))
             case "DELETE", []:
                 if time.monotonic() < batch["end"]:
                     return problem(409, "batch_not_ended", "cancel it first")
@@ -101,6 +98,16 @@ class FakeBatches:
         batch["digest"] = digest
         self._replays[key] = batch["id"]
         return 202, {"location": f"/batches/{batch['id']}"}, self.view(batch)
+
+    def _retry(self, batch: dict[str, Any], key: str) -> Answer:
+        if before := self._replays.get(key):
+            return 202, {"idempotent-replayed": "true"}, self.view(self.made[before])
+        rows = [row for row, _ in self._ended(batch, "errors") if "line" not in row]
+        if not rows:
+            return problem(409, "nothing_to_retry", "every row succeeded")
+        made = self._make(rows, [], {}, retry_of=batch["id"])
+        self._replays[key] = made["id"]
+        return 202, {}, self.view(made)
 
     def _rows(self, body: Any, media_type: str) -> list[dict[str, Any]]:
         if isinstance(body, dict):
@@ -202,6 +209,7 @@ class FakeBatches:
         good, bad = self._ended(batch, "results"), self._ended(batch, "errors")
         ended = time.monotonic() >= batch["end"]
         cancelled = sum("cancelled" in row for row, _ in bad)
+        was_cancelled = cancelled or "emptied" in batch  # while its rows came in
         total = len(batch["rows"]) + len(batch["wrong"])
         done, options = len(good) + len(bad), batch["options"]
         running = min(self._slots, total - done)
@@ -209,7 +217,7 @@ class FakeBatches:
         finished = batch["created"] + timedelta(seconds=batch["end"] - batch["began"])
         return {
             "id": batch["id"],
-            "status": ("cancelled" if cancelled else "completed") if ended else "running",
+            "status": ("cancelled" if was_cancelled else "completed") if ended else "running",
             "model": options.get("model") or "tiny",
             "counts": {
                 "total": total,

@@ -151,6 +151,34 @@ def test_an_upload_is_repeated_and_makes_one_batch(
     assert batch.replayed == ("lose" in troubles)
 
 
+@pytest.mark.parametrize(("flows_after", "uploads"), [(0.0, 5), (60.0, 2)])
+def test_patience_with_an_upload_that_flows(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch, flows_after: float, uploads: int
+) -> None:
+    """Trouble counts from when bytes flowed last. It has an end all the same."""
+    monkeypatch.setattr("slm_client.transport._FLOWS_AFTER", flows_after)
+    content = lines(120_000)
+    again: list[str] = []
+
+    def create(client: Client) -> Batch:
+        return client.batches.create(
+            content,
+            format="txt",
+            on_progress=lambda *_: time.sleep(0.2),  # three times
+            on_again=lambda problem: again.append(str(problem)),
+        )
+
+    with Client("http://fake", KEY, retry_for=0.5, transport=service.transport()) as client:
+        service.next_answers.extend([RESET] * (uploads - 1))
+        assert create(client).counts.total == 120_000
+        assert again == ["http://fake broke off before it answered: reset"] * (uploads - 1)
+        assert service.count("POST") == uploads
+        service.next_answers.extend([RESET] * 50)
+        with pytest.raises(ServiceUnreachable):
+            create(client)
+        assert service.count("POST") <= uploads + 10
+
+
 def test_what_was_made_before_comes_back(client: Client, service: FakeService) -> None:
     first = client.batches.create(ROWS, idempotency_key="mine")
     again = client.batches.create(ROWS, idempotency_key="mine")
@@ -231,7 +259,13 @@ def test_retry_makes_a_batch_of_what_failed(client: Client, service: FakeService
     batch = client.batches.create(b"Once\nFAIL\nPOISON\n", format="txt")
     service.next_answers.append(BUSY)
     again = client.batches.retry(batch.id)
-    assert (again.retry_of, again.counts.total) == (batch.id, 2)
+    assert (again.retry_of, again.counts.total, again.replayed) == (batch.id, 2, False)
+    service.next_answers.extend(["lose", TWIN, TWIN])
+    other = client.batches.retry(batch.id, new=True)
+    assert (other.id != again.id, other.retry_of, other.replayed) == (True, batch.id, True)
+    replayed = client.batches.retry(batch.id)
+    assert (replayed.id, replayed.replayed) == (again.id, True)
+    assert len(service.batches.made) == 3
     good = client.batches.create(b"Once", format="txt")
     with pytest.raises(ApiError, match="409 nothing_to_retry"):
         client.batches.retry(good.id)
@@ -346,6 +380,16 @@ def test_watching_a_cancelled_batch(client: Client, service: FakeService) -> Non
     client.batches.cancel(batch.id)
     told = [item for item in client.batches.watch(batch.id) if isinstance(item, Result)]
     assert [result.error and result.error.code for result in told] == ["cancelled"] * 20
+
+
+def test_watching_what_was_cancelled_while_it_came_in(
+    client: Client, service: FakeService
+) -> None:
+    batch = client.batches.create(lines(2), format="txt")
+    service.batches.made[batch.id].update(rows=[], end=0.0, emptied=True)
+    [state] = client.batches.watch(batch.id)
+    assert isinstance(state, Batch)
+    assert (state.status, state.ended, state.counts.total) == ("cancelled", True, 0)
 
 
 def test_results_that_are_kept_back_are_missed(service: FakeService) -> None:

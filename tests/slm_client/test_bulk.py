@@ -345,6 +345,28 @@ def test_a_cancelled_batch(url: str, service: FakeService) -> None:
     assert [line["error"]["code"] for line in results()] == ["cancelled"] * 2
 
 
+def test_a_batch_that_is_cancelled_while_it_comes_in(url: str, service: FakeService) -> None:
+    slm("bulk", "prompts.txt", "-o", "out.jsonl", "--detach")
+    service.batches.made["batch_1"].update(rows=[], end=0.0, emptied=True)
+    result = slm("bulk", "prompts.txt", "-o", "out.jsonl")
+    assert result.exit_code == 1
+    assert result.stderr.endswith(
+        "0 rows succeeded, 0 failed; 0 tokens.\n"
+        "batch_1 was cancelled while its rows came in; none of them ran.\n"
+    )
+    assert not Path("out.jsonl.batch").exists()
+
+
+def test_an_upload_that_begins_again(url: str, service: FakeService) -> None:
+    """It says so, but not each time where that is often."""
+    service.next_answers.append((200, {}, {"data": []}))  # of models
+    service.next_answers.extend([problem(503, "queue_full", "later")] * 5)
+    result = slm("bulk", "prompts.txt", "-o", "out.jsonl")
+    assert result.exit_code == 0
+    assert result.stderr.count("503 queue_full: later. The upload begins again.\n") == 1
+    assert len(results()) == 2
+
+
 def test_a_report(url: str) -> None:
     result = slm("bulk", "prompts.txt", "-o", "out.jsonl", "--report", "report.html")
     assert result.exit_code == 0

@@ -109,6 +109,10 @@ def test_cancel_retry_delete(service: FakeService) -> None:
     assert (result.exit_code, result.stdout) == (0, "batch_3\n")
     assert result.stderr == "1 rows: slm batches results batch_3 -o FILE --follow\n"
     assert "retry of   batch_1\n" in slm("batches", "show", "batch_3").stdout
+    result = slm("batches", "retry", "batch_1")
+    assert result.stdout == "batch_3\n"
+    said = "The same was asked for before: batch_3 (completed). --new makes another.\n"
+    assert result.stderr.startswith(said)
     assert "409 nothing_to_retry" in slm("batches", "retry", "batch_2").stderr
     service.seconds = 60
     slm("bulk", "-", "--detach", stdin="Thrice\n")
