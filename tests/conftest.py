@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several processes hinder each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Run in the background, we may have been told to ignore Ctrl-C, which our children would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from slm_client.redis_server import RedisServer, free_port
 from slm_core import GPTConfig, save_checkpoint

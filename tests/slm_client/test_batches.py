@@ -382,9 +382,7 @@ def test_watching_a_cancelled_batch(client: Client, service: FakeService) -> Non
     assert [result.error and result.error.code for result in told] == ["cancelled"] * 20
 
 
-def test_watching_what_was_cancelled_while_it_came_in(
-    client: Client, service: FakeService
-) -> None:
+def test_watching_what_was_cancelled_while_it_came_in(client: Client, service: FakeService) -> None:
     batch = client.batches.create(lines(2), format="txt")
     service.batches.made[batch.id].update(rows=[], end=0.0, emptied=True)
     [state] = client.batches.watch(batch.id)

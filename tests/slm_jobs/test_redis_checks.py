@@ -60,9 +60,14 @@ def said(caplog: pytest.LogCaptureFixture, url: str, timeout: float = 10) -> lis
 
 
 def test_a_safe_redis_is_not_talked_about(
-    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert said(caplog, redis_server.url) == []
+    server = RedisServer(tmp_path / "redis", free_port())
+    server.start()
+    try:
+        assert said(caplog, server.url) == []
+    finally:
+        server.kill()
 
 
 def test_what_is_unsafe_is_said_with_what_to_do(

@@ -111,7 +111,8 @@ def test_it_delivers_waits_for_redis_and_stops(tmp_path: Path) -> None:
     finally:
         server.stop()
     lines = log.read_text().splitlines()
-    assert re.search(r"delivering callbacks, 256 at once, 8 to one host, 10 attempts", lines[0])
+    assert "Redis cannot be looked at now" in lines[0]
+    assert re.search(r"delivering callbacks, 256 at once, 8 to one host, 10 attempts", lines[1])
     assert [line.split(": ")[-1] for line in lines if "SIGTERM" in line] == [
         "stopping at SIGTERM; a second one ends at once"
     ]
