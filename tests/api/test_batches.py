@@ -62,8 +62,8 @@ def invalid(response: Response) -> list[Any]:
         ("text/plain", b"\xef\xbb\xbfA cat\r\nA dog\r\n\r\n"),
         ("TEXT/CSV", b'prompt\nA cat\n"A dog"\n'),
         ("application/json", b'{"rows": ["A cat", {"prompt": "A dog"}]}'),
-        ("application/jsonl", gzip.compress(jsonl("A cat", "A dog"))),
-        ("text/plain", gzip.compress(b"A cat\n") + gzip.compress(b"A dog\n")),
+        ("application/jsonl", gzip.compress(jsonl("A cat", "A dog"), mtime=0)),
+        ("text/plain", gzip.compress(b"A cat\n", mtime=0) + gzip.compress(b"A dog\n", mtime=0)),
     ],
 )
 def test_formats(client: TestClient, store: JobStore, kind: str, content: bytes) -> None:

@@ -98,7 +98,7 @@ def test_other_files_and_outputs(url: str, service: FakeService) -> None:
     [
         (b'{"prompt": "\xc3\x9cnce", "custom_id": "a"}\n', []),
         ("Ünce\n".encode(), []),
-        (gzip.compress("Ünce\n".encode()), []),
+        (gzip.compress("Ünce\n".encode(), mtime=0), []),
         ("prompt\nÜnce\n".encode(), ["--format", "csv"]),
     ],
 )
