@@ -182,7 +182,10 @@ PROBLEMS: dict[str, ProblemType] = {
         503, "Too much waits already", "100000 jobs of this model wait already.", retry_after=1
     ),
     "too_many_uploads": ProblemType(
-        503, "Too many uploads come in at once", "8 uploads are coming in already.", retry_after=5
+        503,
+        "Too many uploads come in at once",
+        "Of this key 2 uploads are coming in already, which is as many as may.",
+        retry_after=5,
     ),
     "store_unavailable": ProblemType(
         503,

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measure import random_model, report
-from benchmarks.pressure import Customers, Outcome, Watch, growing, make_key, quantile
+from benchmarks.pressure import Customers, Outcome, Watch, make_key, quantile
 from slm_client.stack import Stack, StackOptions
 from slm_core import save_checkpoint
 
@@ -95,7 +95,7 @@ async def _measure(
         "refused_with_429_that_came_again": len(told),
         "of_these_not_refused_again": sum(o.refusals.count("rate_limited") == 1 for o in told),
         "grown_mb": {name: by for name, by in grown.items() if name.endswith(".mb")},
-        "growing": [name for name in growing(grown) if name.endswith(".mb")],
+        "growing": [name for name in watch.growing(grown) if name.endswith(".mb")],
         "normal_after_s": round(normal, 1),
     }
 

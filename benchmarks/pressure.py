@@ -21,7 +21,8 @@ from slm_client.stack import Stack
 
 _MB = 1 << 20
 _WORDS = ("once upon a time there was a little fox who lived under the old oak tree " * 2).split()
-_SLACK = {"mb": 8.0, "fds": 3.0, "threads": 1.0, "keys": 20.0}  # that no growth is
+_SLACK = {"mb": 5.0, "fds": 3.0, "threads": 2.0, "keys": 50.0}  # growth that may be chance,
+_NOISE = 0.03  # with so much of what there is
 
 
 @dataclass
@@ -159,10 +160,14 @@ class Watch:
             grown[name] = round(line.slope * (times[-1] - times[0]), 2)
         return grown
 
-
-def growing(grown: dict[str, float]) -> list[str]:
-    """The names of what has grown by more than chance."""
-    return [name for name, by in grown.items() if by > _SLACK[name.rpartition(".")[2]]]
+    def growing(self, grown: dict[str, float]) -> list[str]:
+        """The names of what has grown by more than chance."""
+        now = self.samples[-1][1]
+        return [
+            name
+            for name, by in grown.items()
+            if by > _SLACK[name.rpartition(".")[2]] + _NOISE * now[name]
+        ]
 
 
 def quantile(values: list[float], percent: int) -> float:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measure import random_model, report
-from benchmarks.pressure import Customers, Watch, growing, make_key, quantile
+from benchmarks.pressure import Customers, Watch, make_key, quantile
 from slm_client import Client
 from slm_client.stack import Stack, StackOptions
 from slm_core import save_checkpoint
@@ -79,7 +79,7 @@ async def _measure(stack: Stack, seconds: float, share: float, slots: int) -> di
         "counted_s": round(counted),
         "grown": grown,
         "slopes_per_hour": {name: round(by * 3600 / counted, 1) for name, by in grown.items()},
-        "growing": growing(grown),
+        "growing": watch.growing(grown),
     }
 
 

@@ -68,7 +68,7 @@ def test_a_wrong_password_is_not_told(
     settings = settings_of(tls_proxy, user)
     caplog.set_level(logging.DEBUG)
     store = JobStore.from_settings(settings)
-    with pytest.raises(StoreUnavailable, match="invalid username-password") as caught:
+    with closing(store), pytest.raises(StoreUnavailable, match="username-password") as caught:
         store.ping()
     assert "sw0rdfish" not in str(caught.value) + caplog.text
 
@@ -84,5 +84,5 @@ def test_a_wrong_password_is_not_told(
 def test_what_is_wrong_with_tls_is_said(tls_proxy: TlsProxy, url: str, wrong: str) -> None:
     settings = Settings(redis_url=url.format(port=tls_proxy.port))
     store = JobStore.from_settings(settings)
-    with pytest.raises(StoreUnavailable, match=wrong):
+    with closing(store), pytest.raises(StoreUnavailable, match=wrong):
         store.ping()

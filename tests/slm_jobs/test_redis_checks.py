@@ -59,9 +59,7 @@ def said(caplog: pytest.LogCaptureFixture, url: str, timeout: float = 10) -> lis
     return [(record.levelno, record.getMessage()) for record in caplog.records]
 
 
-def test_a_safe_redis_is_not_talked_about(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_safe_redis_is_not_talked_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     try:

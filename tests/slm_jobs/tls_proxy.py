@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 PEM = Path(__file__).with_name("redis.pem")  # key and certificate, of 127.0.0.1 and localhost
@@ -44,7 +44,7 @@ class TlsProxy:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-        server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=self._tls)
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         ready.set()
         await over.wait()
@@ -52,11 +52,13 @@ class TlsProxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.05)  # transports that were aborted close their sockets later
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with closing(writer):
+        async with _closing(writer):
+            await writer.start_tls(self._tls)
             redis_reader, redis_writer = await asyncio.open_connection("127.0.0.1", self.target)
-            with closing(redis_writer):
+            async with _closing(redis_writer):
                 ways = (_pass(reader, redis_writer), _pass(redis_reader, writer))
                 tasks = [asyncio.create_task(way) for way in ways]
                 try:
@@ -64,6 +66,17 @@ class TlsProxy:
                 finally:
                     for task in tasks:
                         task.cancel()
+
+
+@asynccontextmanager
+async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """Whatever fails, its socket is closed at the end; that is the client's affair."""
+    with suppress(OSError):  # also what is no TLS
+        try:
+            yield
+        finally:
+            writer.transport.abort()
+            await writer.wait_closed()
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -222,6 +222,9 @@ class MortalRedis:
         self.die("after settle")
         return settled
 
+    def release(self, claimed: list[DueDelivery]) -> None:
+        self._store.release(claimed)
+
     def die(self, step: str) -> None:
         if step == self._step:
             self._step = ""
