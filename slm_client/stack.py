@@ -239,7 +239,7 @@ def service_parts(plan: Plan) -> list[list[Part]]:
             "uvicorn",
             *f"api.app:app --host {options.host} --port {options.port} --no-access-log "
             f"--timeout-graceful-shutdown {_API_SHUTDOWN_SECONDS} "
-            # streams stay open; above the limit comes 503. httptools would keep headers without end.
+            # streams stay open; above it comes 503. httptools would keep headers without end.
             "--http h11 --limit-concurrency 2048".split(),
         ),
         plan.env,
