@@ -90,6 +90,14 @@ class Customers:
             outcome.seconds = time.perf_counter() - outcome.taken_at
         return outcome
 
+    async def send_batch(self, rows: list[str], **options: Any) -> None:
+        """Until it has ended. Without an Idempotency-Key, which would be kept for a week."""
+        body = {"rows": rows, "max_tokens": self._tokens, **options}
+        batch = (await self._http.post("/batches", json=body)).raise_for_status().json()
+        while batch["status"] in ("validating", "running"):
+            again = await self._http.get(f"/batches/{batch['id']}", params={"wait": "60"})
+            batch = again.raise_for_status().json()
+
     async def pace(
         self, per_second: float, seconds: float, tries: Callable[[int, float], int] = _once
     ) -> list[asyncio.Task[Outcome]]:

@@ -19,7 +19,6 @@ import typer
 
 from benchmarks.measure import random_model, report
 from benchmarks.pressure import Customers, Watch, make_key, quantile
-from slm_client import Client
 from slm_client.stack import Stack, StackOptions
 from slm_core import save_checkpoint
 
@@ -63,7 +62,7 @@ async def _measure(stack: Stack, seconds: float, share: float, slots: int) -> di
         beside = [
             asyncio.create_task(watch.run()),
             asyncio.create_task(_tell(watch, began, seconds)),
-            asyncio.create_task(_send_batches(stack, key, hook)),
+            asyncio.create_task(_send_batches(customers, hook)),
         ]
         outcomes = await asyncio.gather(*await customers.pace(share * capacity, seconds))
         for task in beside:
@@ -99,15 +98,11 @@ async def _tell(watch: Watch, began: float, seconds: float) -> None:
         print(f"{time.monotonic() - began:.0f} of {seconds:.0f} s: {told}", flush=True)
 
 
-async def _send_batches(stack: Stack, key: str, hook: str) -> None:
+async def _send_batches(customers: Customers, hook: str) -> None:
     """One after the other, for ever."""
     rows = [f"Once upon a time there were {number} foxes" for number in range(_ROWS)]
-    with Client(stack.url, key) as client:
-        while True:
-            made = await asyncio.to_thread(
-                client.batches.create_rows, rows, max_tokens=_TOKENS, callback_url=hook
-            )
-            await asyncio.to_thread(client.batches.wait, made.id)
+    while True:
+        await customers.send_batch(rows, callback_url=hook)
 
 
 if __name__ == "__main__":
