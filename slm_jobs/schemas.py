@@ -208,6 +208,15 @@ class RowInput(NamedTuple):
     extra: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
+class Company(StrEnum):
+    """What may run beside work, in the same worker. Suspects are what held a worker's lease when it
+    expired."""
+
+    ANY = "any"  # but suspects
+    SUSPECTS = "suspects"  # that would survive another crash
+    NONE = "none"
+
+
 class Work(_Strict):
     """A claimed job, or row of a batch, as the worker that holds its lease sees it.
 
@@ -220,7 +229,7 @@ class Work(_Strict):
     spec: JobSpec
     seconds_left: float | None = None  # until the job's run deadline
     row: RowInput | None = None
-    alone: bool = False  # it may have crashed a worker: nothing must run beside it
+    company: Company = Company.ANY
 
 
 class Beat(NamedTuple):

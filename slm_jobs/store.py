@@ -39,6 +39,7 @@ from slm_jobs.records import (
 )
 from slm_jobs.schemas import (
     Beat,
+    Company,
     Job,
     JobError,
     JobSpec,
@@ -293,37 +294,36 @@ class JobStore:
         worker: str,
         jobs: bool = True,
         rows: int = 0,
-        alone: bool = True,
+        company: Company | None = None,
         claim: int | None = None,
         answered: int | None = None,
     ) -> list[Work]:
         """What `worker` runs next, leased to it as a new attempt: a waiting job, or else rows of
         batches with `rows` outputs together, or one row that may have more.
 
-        Work that crashed a worker goes first, by itself, to a worker that holds nothing (`alone`);
-        one that waits for it is given jobs at most until then.
+        `company` is what may join the work that the worker holds; None if it holds nothing. Only
+        then, or among their like, suspects are given; and those that would not survive another
+        crash alone. One worker at a time is given jobs at most until it holds nothing.
 
         A worker that makes one claim at a time may number them, and name the last one that was
         `answered`: what later ones were given goes back at once, and not as after a crash.
         """
-        is_alone, works, specs = self._run(
+        beside, works, specs = self._run(
             "claim",
             model,
             worker,
             self._lease_ms,
             int(jobs),
             rows,
-            int(alone),
+            company or "",
+            self._max_crashes,
             int(self._memory.nearly_full()),
             claim or "",
             answered or "",
             raw=True,
         )
         batches = dict(zip(specs[::2], map(json.loads, specs[1::2]), strict=True))
-        claimed = [_to_work(model, work, batches) for work in works]
-        return (
-            [work.model_copy(update={"alone": True}) for work in claimed] if is_alone else claimed
-        )
+        return [_to_work(model, Company(beside.decode()), work, batches) for work in works]
 
     def heartbeat(self, worker: WorkerInfo, held: Iterable[Work]) -> Beat:
         """The worker's sign of life; extends the leases of the work that it still owns.
@@ -452,10 +452,13 @@ class JobStore:
         return run(self._redis, self._scripts[script], [self.clock_offset_ms, *args], raw=raw)
 
 
-def _to_work(model: str, work: Sequence[Any], batches: Mapping[bytes, Any]) -> Work:
+def _to_work(
+    model: str, company: Company, work: Sequence[Any], batches: Mapping[bytes, Any]
+) -> Work:
     work_id, attempt, request, batch, left_ms = work
     if batch:
-        return to_row_work(work_id.decode(), attempt, request, batches[batch])
+        row = to_row_work(work_id.decode(), attempt, request, batches[batch])
+        return row.model_copy(update={"company": company})
     spec = JobSpec.model_validate_json(request)
     return Work(
         id=work_id.decode(),
@@ -463,4 +466,5 @@ def _to_work(model: str, work: Sequence[Any], batches: Mapping[bytes, Any]) -> W
         model=model,
         spec=spec,
         seconds_left=None if left_ms == b"" else max(left_ms / 1000, 0.0),
+        company=company,
     )

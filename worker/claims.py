@@ -1,4 +1,4 @@
-"""What this process takes on: one claim at a time, so that what must run alone does."""
+"""What this process takes on: one claim at a time, so that suspects run apart from the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from slm_jobs.errors import StoreUnavailable
-from slm_jobs.schemas import Work
+from slm_jobs.schemas import Company, Work
 from slm_jobs.store import JobStore
 from worker.leases import Leases
 
@@ -40,8 +40,8 @@ class Claims:
     """Claims work for every model in `rooms`, and holds its leases. Methods are safe for threads.
 
     Jobs are for the thread that claims them. Rows make it the model's feeder, which claims more of
-    them by `feed`; `wake` tells it that there may be more. While work runs that must run alone,
-    nothing else is claimed, and it is not claimed while there is other work.
+    them by `feed`; `wake` tells it that there may be more. Nothing is claimed that must not run
+    beside what there is.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class Claims:
         self._worker = worker
         self._loads = {model: _Load(room) for model, room in rooms.items()}
         self._wake = wake
-        self._alone = False  # something runs that must
+        self._company = Company.ANY  # what may join what is here
+        self._apart = 0  # works here that may not have any company
         self._claim_number = 0
         self._answered: int | None = None  # the last claim whose reply came
         self._closed = False
@@ -65,14 +66,13 @@ class Claims:
 
     def claim(self, model: str) -> list[Work]:
         """A job, or rows for a new feeder; nothing where nothing waits, the model has all that it
-        may have here, or claims are closed. Waits while something runs alone."""
+        may have here, or claims are closed. Waits while suspects run, if none may join them."""
         load = self._loads[model]
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._alone)
-            jobs = load.jobs < load.room.jobs
-            rows = 0 if load.fed else max(0, load.free(0))
-            empty = not (len(self._leases) or any(each.fed for each in self._loads.values()))
-            works = self._claim(model, jobs=jobs, rows=rows, alone=empty)
+            works = self._claim_first(model, load)
+            while not (works or self._closed or self._company is Company.ANY):
+                self._changed.wait()
+                works = self._claim_first(model, load)
             if not works and load.fed:
                 self._wake(model)
             for work in works:
@@ -90,10 +90,10 @@ class Claims:
         """
         load = self._loads[model]
         with self._changed:
-            rows = 0 if self._alone else max(0, load.free(row_outputs))
+            rows = max(0, load.free(row_outputs))
             works: list[Work] = []
             try:
-                works = self._claim(model, jobs=False, rows=rows, alone=False)
+                works = self._claim(model, jobs=False, rows=rows, company=self._company)
             finally:
                 load.fed = bool(works) or not idle
         return works
@@ -116,9 +116,11 @@ class Claims:
                 if not work.row:
                     self._loads[work.model].jobs -= 1
                     self._loads[work.model].job_outputs -= _outputs(work)
-                if work.alone:
-                    self._alone = False
-                    self._changed.notify_all()
+                if work.company is not Company.ANY:
+                    self._apart -= 1
+                    if not self._apart:
+                        self._company = Company.ANY
+                        self._changed.notify_all()
 
     def close(self) -> None:
         """Nothing is claimed from now on, and nobody waits."""
@@ -126,8 +128,18 @@ class Claims:
         with self._changed:
             self._changed.notify_all()
 
-    def _claim(self, model: str, *, jobs: bool, rows: int, alone: bool) -> list[Work]:
-        if self._closed or not (jobs or rows):
+    def _claim_first(self, model: str, load: _Load) -> list[Work]:
+        fed = any(load.fed for load in self._loads.values())
+        empty = not (fed or self._apart or len(self._leases))
+        return self._claim(
+            model,
+            jobs=load.jobs < load.room.jobs,
+            rows=0 if load.fed else max(0, load.free(0)),
+            company=None if empty else self._company,
+        )
+
+    def _claim(self, model: str, *, jobs: bool, rows: int, company: Company | None) -> list[Work]:
+        if self._closed or company is Company.NONE or not (jobs or rows):
             return []
         self._claim_number += 1
         try:
@@ -136,7 +148,7 @@ class Claims:
                 worker=self._worker,
                 jobs=jobs,
                 rows=rows,
-                alone=alone,
+                company=company,
                 claim=self._claim_number,
                 answered=self._answered,
             )
@@ -146,7 +158,9 @@ class Claims:
         self._answered = self._claim_number
         for work in works:
             self._leases.hold(work)
-        self._alone = any(work.alone for work in works)
+        if works and works[0].company is not Company.ANY:
+            self._company = works[0].company
+            self._apart += len(works)
         return works
 
 

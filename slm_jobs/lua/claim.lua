@@ -1,17 +1,19 @@
--- claim(model, worker, lease in ms, whether it may be a job, most outputs of rows, whether the worker
---       holds nothing, whether Redis is nearly full, number of this claim, number of the worker's last
---       claim whose reply came; the numbers may be '')
--- -> {alone, works, specs}: works are {id, attempt, request, '', ms left to run or ''} of a job, or
--- {id, attempt, packed request, batch, ''} of rows; specs are {batch, what its rows have in common as
--- JSON, ...}
--- A job goes before rows, of which a nearly full Redis hands out none: their results would fill it. A
--- suspect goes only to a worker that holds nothing, which then runs it `alone`: one worker at a time
--- empties itself for them, and is given nothing else meanwhile. Where jobs wait, too, it takes these for
--- a while after each suspect, so that neither starves.
+-- claim(model, worker, lease in ms, whether it may be a job, most outputs of rows, what may join the
+--       worker's work ('' if it holds none), most crashes, whether Redis is nearly full, number of this
+--       claim, number of the worker's last claim whose reply came; the numbers may be '')
+-- -> {company, works, specs}: what may run beside the works, which are {id, attempt, request, '', ms left
+-- to run or ''} of a job, or {id, attempt, packed request, batch, ''} of rows; specs are {batch, what its
+-- rows have in common as JSON, ...}
+-- A job goes before rows, of which a nearly full Redis hands out none: their results would fill it.
+-- Suspects go only to a worker that holds nothing else: those that would survive another crash together,
+-- the others each alone. A worker at a time empties itself for them, idle ones take them too. Where jobs
+-- wait, too, it takes these for a while in between, so that neither starves.
 local model, worker, lease_ms = ARGV[2], ARGV[3], ARGV[4]
-local jobs, room, empty = ARGV[5] == '1', tonumber(ARGV[6]), ARGV[7] == '1'
-local nearly_full, claim, answered = ARGV[8] == '1', ARGV[9], ARGV[10]
-local JOBS_MS = 1000 -- of a turn, between two suspects
+local jobs, room, company = ARGV[5] == '1', tonumber(ARGV[6]), ARGV[7]
+local max_crashes, nearly_full, claim, answered = tonumber(ARGV[8]), ARGV[9] == '1', ARGV[10], ARGV[11]
+local ANY, AMONG_SUSPECTS, ALONE = 'any', 'suspects', 'none'
+local JOBS_MS = 1000 -- of a turn, between suspects
+local LOOK_AT = 200 -- suspects
 allow_when_full()
 
 local works, specs, known = {}, {}, {}
@@ -32,16 +34,16 @@ local function add_job(id)
   works[#works + 1] = { id, attempt, redis.call('HGET', JOB .. id, 'request'), '', left_ms or '' }
 end
 
-local function reply(alone)
+local function reply(beside)
   if claim == '' then
-    return { alone, works, specs }
+    return { beside, works, specs }
   end
   local parts = { claim }
   for _, work in ipairs(works) do
     parts[#parts + 1] = work[1] .. ' ' .. work[2]
   end
   redis.call('SET', CLAIMED .. worker, table.concat(parts, ' '), 'PX', lease_ms)
-  return { alone, works, specs }
+  return { beside, works, specs }
 end
 
 -- What a lost reply held nobody has run: it goes back, and no crash is counted.
@@ -56,43 +58,73 @@ if claim ~= '' then
   end
 end
 
+-- A job, or rows; returns what may run beside them.
+local function take_suspects()
+  local doomed -- the first that another crash would end: a mate of it may do that
+  for _, id in ipairs(redis.call('ZRANGE', SUSPECTS .. model, 0, LOOK_AT - 1)) do
+    local batch, row = row_of(id)
+    if crashes_of(id) + 1 >= max_crashes then
+      doomed = doomed or id
+    elseif batch and room > 0 then
+      redis.call('ZREM', SUSPECTS .. model, id)
+      room = room - add_row(batch, row)
+    elseif not batch and jobs and #works == 0 then
+      redis.call('ZREM', SUSPECTS .. model, id)
+      add_job(id)
+      return AMONG_SUSPECTS
+    end
+  end
+  if #works > 0 or not doomed or company ~= '' then
+    return AMONG_SUSPECTS
+  end
+  redis.call('ZREM', SUSPECTS .. model, doomed)
+  local batch, row = row_of(doomed)
+  if batch then
+    add_row(batch, row)
+  else
+    add_job(doomed)
+  end
+  return ALONE
+end
+
 local mine, turn = model .. ' ' .. worker, redis.call('GET', TURN)
 local suspects = redis.call('ZCARD', SUSPECTS .. model) > 0
+if turn == mine and not suspects then
+  redis.call('DEL', TURN, TURN_JOBS)
+  turn = nil
+end
+if company == AMONG_SUSPECTS then
+  return reply(take_suspects())
+end
 if suspects and (not turn or turn == mine) then
   redis.call('SET', TURN, mine, 'PX', 2 * lease_ms)
-  local before = redis.call('GET', TURN_JOBS) -- next: jobs come before another suspect; now: they come
-  if jobs and (before == 'now' or (empty and before == 'next')) then
+  local before = redis.call('GET', TURN_JOBS) -- next: jobs come before more suspects; now: they come
+  if jobs and (before == 'now' or (company == '' and before == 'next')) then
     local id = next_waiting(model)
     if id then
       if before == 'next' then
         redis.call('SET', TURN_JOBS, 'now', 'PX', JOBS_MS)
       end
       add_job(id)
-      return reply(0)
+      return reply(ANY)
     end
   end
-  if not empty then
-    return reply(0)
+  if company ~= '' then
+    return reply(ANY)
   end
   redis.call('SET', TURN_JOBS, 'next', 'PX', 2 * lease_ms)
-  local id = redis.call('ZPOPMIN', SUSPECTS .. model)[1]
-  local batch, row = row_of(id)
-  if batch then
-    add_row(batch, row)
-  else
-    add_job(id)
-  end
-  return reply(1)
-elseif turn == mine then
-  redis.call('DEL', TURN, TURN_JOBS)
+  return reply(take_suspects())
 elseif turn and turn:match('(%S+)$') == worker then -- for another model
-  return reply(0)
+  return reply(ANY)
 end
 
 local id = jobs and next_waiting(model)
 if id then
   add_job(id)
-  return reply(0)
+  return reply(ANY)
+end
+if suspects and company == '' then
+  return reply(take_suspects())
 end
 while room > 0 and not nearly_full do
   local batch, row = next_share(model)
@@ -101,4 +133,4 @@ while room > 0 and not nearly_full do
   end
   room = room - add_row(batch, row)
 end
-return reply(0)
+return reply(ANY)

@@ -13,7 +13,7 @@ from httpx2 import Response
 from starlette.testclient import TestClient
 
 from slm_jobs import keys
-from slm_jobs.schemas import Work
+from slm_jobs.schemas import Company, Work
 from slm_jobs.store import JobStore
 
 JSONL = "application/jsonl"
@@ -49,7 +49,7 @@ def take(client: TestClient, *rows: object, **options: Any) -> Any:
 def claim_all(store: JobStore, model: str = "tiny") -> list[Work]:
     """Every row that waits, in the order of the file where there is one batch."""
     found = []
-    while works := store.claim_next(model, worker="w1", rows=1000, alone=False):
+    while works := store.claim_next(model, worker="w1", rows=1000, company=Company.ANY):
         found += works
     return found
 

@@ -25,7 +25,7 @@ from slm_jobs.api_keys import KeyProof, KeySettings
 from slm_jobs.batch_schemas import BatchDraft, BatchRow, BatchStatus, RowEnd
 from slm_jobs.batches import UPLOAD_SECONDS
 from slm_jobs.errors import BatchGone, BatchNotEnded, BatchNotFound, RateLimited
-from slm_jobs.schemas import GenerationParams, JobError, Output, Usage, Work
+from slm_jobs.schemas import Company, GenerationParams, JobError, Output, Usage, Work
 from slm_jobs.store import JobStore
 from tests.slm_jobs.examples import MODEL, USAGE, WORKER
 
@@ -36,6 +36,7 @@ ENDED = ("succeeded", "failed", "cancelled", "expired")
 
 ROWS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3)), min_size=1, max_size=4)
 clients = st.integers(0, 2)
+companies = st.sampled_from([None, Company.ANY, Company.SUSPECTS])  # of what the worker holds
 
 
 @dataclass
@@ -170,20 +171,25 @@ class BatchMachine(RuleBasedStateMachine):
 
     # Workers
 
-    @rule(target=works, client=clients, room=st.integers(0, 5), alone=st.booleans())
-    def claim(self, client: int, room: int, alone: bool) -> object:
-        works = self.stores[client].claim_next(MODEL, worker=f"w{client}", rows=room, alone=alone)
+    @rule(target=works, client=clients, room=st.integers(0, 5), company=companies)
+    def claim(self, client: int, room: int, company: Company | None) -> object:
+        works = self.stores[client].claim_next(
+            MODEL, worker=f"w{client}", rows=room, company=company
+        )
         suspects, waiting = self.waiting(suspect=True), self.waiting(suspect=False)
-        if suspects and self.turn in (None, client):
+        if self.turn == client and not suspects:
+            self.turn = None
+        if suspects and self.turn is None and company is not Company.SUSPECTS:
             self.turn = client
-            assert len(works) == alone
-            assert all(work.alone and work.id in suspects for work in works)
+        if self.turn == client and company is Company.ANY:
+            assert not works  # it empties itself
+        elif suspects and company is not Company.ANY:
+            self.are_suspects(works, suspects, room, company)
+        elif company is Company.SUSPECTS:
+            assert not works
         else:
-            self.turn = None if self.turn == client else self.turn
-            outputs = [self.row(work.id).outputs for work in works]
-            assert {work.id for work in works} <= set(waiting)
-            assert len(works) == len(waiting) or sum(outputs) >= room
-            assert sum(outputs[:-1]) < room or not works
+            self.fill(works, waiting, room)
+            assert all(work.company is Company.ANY for work in works)
         for work in works:
             row = self.row(work.id)
             row.state, row.attempt = "running", row.attempt + 1
@@ -191,6 +197,26 @@ class BatchMachine(RuleBasedStateMachine):
             assert work.attempt == row.attempt
             assert work.spec.seed == int(work.id.rpartition(":")[2])
         return multiple(*works)
+
+    def are_suspects(
+        self, works: list[Work], suspects: list[str], room: int, company: Company | None
+    ) -> None:
+        doomed = [row for row in suspects if self.row(row).crashes + 1 >= MAX_CRASHES]
+        if len(doomed) < len(suspects) and room:
+            self.fill(works, list(set(suspects) - set(doomed)), room)
+            assert all(work.company is Company.SUSPECTS for work in works)
+        elif doomed and not company:
+            [work] = works
+            assert work.id in doomed
+            assert work.company is Company.NONE
+        else:
+            assert not works
+
+    def fill(self, works: list[Work], waiting: list[str], room: int) -> None:
+        outputs = [self.row(work.id).outputs for work in works]
+        assert {work.id for work in works} <= set(waiting)
+        assert len(works) == len(waiting) or sum(outputs) >= room
+        assert sum(outputs[:-1]) < room or not works
 
     @rule(
         client=clients,

@@ -26,7 +26,7 @@ from slm_jobs.errors import (
     KeyRejected,
     RateLimited,
 )
-from slm_jobs.schemas import GenerationParams, JobError, Output, Usage, Work
+from slm_jobs.schemas import Company, GenerationParams, JobError, Output, Usage, Work
 from slm_jobs.store import JobStore
 from slm_jobs.tickets import queue_name
 from tests.slm_jobs.conftest import MakeStore
@@ -291,20 +291,46 @@ def test_what_has_not_started_expires_with_the_window(store: JobStore, redis: Re
     ]
 
 
-def test_a_suspect_runs_alone(store: JobStore, redis: Redis) -> None:
-    batch = submit(store, owner(store), 4)
-    [poison] = claim(store, 1)
+def test_suspects_run_among_themselves_and_then_alone(store: JobStore, redis: Redis) -> None:
+    batch = submit(store, owner(store), 6)
+    crashed = claim(store, 3)
     store.clock_offset_ms += LEASE_MS
     sweep(store, redis)
-    [other] = claim(store, 1, worker="busy", alone=False) or [None]
-    assert other is None  # it empties itself now
-    [mate] = claim(store, 1, worker="third", alone=False)  # others go on
-    assert not mate.alone
-    [suspect] = claim(store, 5, worker="busy")
-    assert (suspect.id, suspect.alone, suspect.attempt) == (poison.id, True, 2)
-    succeed(store, [suspect])
-    assert len(claim(store, 5, worker="busy")) == 2
-    assert store.batches.get(batch.id).counts.succeeded == 1
+    assert claim(store, 1, worker="busy", company=Company.ANY) == []  # it empties itself now
+    [mate] = claim(store, 1, worker="third", company=Company.ANY)  # others go on
+    assert mate.company is Company.ANY
+    suspects = claim(store, 2, worker="busy")
+    suspects += claim(store, 9, worker="busy", company=Company.SUSPECTS)
+    assert [(s.id, s.attempt, s.company) for s in suspects] == [
+        (row.id, 2, Company.SUSPECTS) for row in crashed
+    ]
+    assert claim(store, 9, worker="busy", company=Company.SUSPECTS) == []
+
+    store.clock_offset_ms += LEASE_MS  # another crash would end them
+    succeed(store, [mate])
+    sweep(store, redis)
+    assert claim(store, 9, worker="w2", company=Company.SUSPECTS) == []
+    for row in crashed:
+        [suspect] = claim(store, 9, worker="w2")
+        assert (suspect.id, suspect.attempt, suspect.company) == (row.id, 3, Company.NONE)
+        succeed(store, [suspect])
+    assert len(claim(store, 9, worker="w2")) == 2
+    assert store.batches.get(batch.id).counts.succeeded == 4
+
+
+def test_who_holds_nothing_takes_suspects_whoever_empties_itself(
+    store: JobStore, redis: Redis
+) -> None:
+    submit(store, owner(store), 2)
+    crashed = claim(store, 2)
+    store.clock_offset_ms += LEASE_MS
+    sweep(store, redis)
+    assert claim(store, 9, worker="busy", company=Company.ANY) == []
+    job = create(store)
+    assert [work.id for work in claim(store, 9, worker="idle")] == [job.id]
+    assert claim(store, 9, worker="idle", company=Company.ANY) == []
+    assert [work.id for work in claim(store, 9, worker="idle")] == [row.id for row in crashed]
+    assert claim(store, 9, worker="busy") == []
 
 
 def test_a_suspect_job_has_a_place(make_store: MakeStore, redis: Redis) -> None:
@@ -406,24 +432,26 @@ def test_a_batch_that_is_deleted_before_its_turn_stops_nobody(store: JobStore) -
 
 def test_jobs_come_between_suspects(store: JobStore, redis: Redis) -> None:
     submit(store, owner(store), 3)
-    assert len(claim(store, 3)) == 3
-    store.clock_offset_ms += LEASE_MS + 1
-    sweep(store, redis)
+    for _ in range(2):
+        assert len(claim(store, 3)) == 3
+        store.clock_offset_ms += LEASE_MS + 1
+        sweep(store, redis)
+        redis.delete(keys.TURN, keys.TURN_JOBS)
     jobs = [create(store).id for _ in range(3)]
 
     [suspect] = claim(store, 8, "w2")
-    assert (suspect.alone, suspect.row is not None) == (True, True)
+    assert (suspect.company, suspect.row is not None) == (Company.NONE, True)
     succeed(store, [suspect])
     [first] = claim(store, 8, "w2")
-    [second] = claim(store, 8, "w2", alone=False)  # others come along, for a second
+    [second] = claim(store, 8, "w2", company=Company.ANY)  # others come along, for a second
     assert [first.id, second.id] == jobs[:2]
     redis.delete(keys.TURN_JOBS)  # which is over
-    assert claim(store, 8, "w2", alone=False) == []
+    assert claim(store, 8, "w2", company=Company.ANY) == []
     [next_suspect] = claim(store, 8, "w2")
-    assert next_suspect.alone
+    assert next_suspect.company is Company.NONE
     assert claim(store, 8, "w3")[0].id == jobs[2]  # a worker whose turn it is not runs jobs
     succeed(store, [next_suspect])
-    assert claim(store, 8, "w2")[0].alone  # no job waits
+    assert claim(store, 8, "w2")[0].company is Company.NONE  # no job waits
 
 
 def test_what_a_lost_reply_held_goes_back_without_a_crash(store: JobStore) -> None:
@@ -434,7 +462,7 @@ def test_what_a_lost_reply_held_goes_back_without_a_crash(store: JobStore) -> No
     lost = claim(store, 8, claim=2, answered=1)
     assert len(lost) == 3
     again = claim(store, 8, claim=3, answered=1)
-    assert [(w.id, w.attempt, w.alone) for w in again] == [(w.id, 2, False) for w in lost]
+    assert [(w.id, w.attempt, w.company) for w in again] == [(w.id, 2, Company.ANY) for w in lost]
     assert not any(store.batches.finish([RowEnd(w, "succeeded", [], USAGE, "f") for w in lost]))
     assert claim(store, 8, claim=4, answered=3) == []
     succeed(store, again)

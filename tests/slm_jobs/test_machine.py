@@ -30,7 +30,7 @@ from slm_jobs import keys
 from slm_jobs.api_keys import KeyProof, KeySettings
 from slm_jobs.callback_schemas import JOB_ENDS, CallbackTarget
 from slm_jobs.errors import DeadLetterNotFound, RateLimited
-from slm_jobs.schemas import Job, JobStatus, Work
+from slm_jobs.schemas import Company, Job, JobStatus, Work
 from slm_jobs.store import JobStore
 from slm_jobs.tickets import TICKETS_MAX, queue_name
 from tests.slm_jobs.examples import ERROR, OUTPUTS, USAGE, WORKER, spec
@@ -54,6 +54,7 @@ QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED, EXPIRED = (
 
 clients = st.integers(0, 2)
 models = st.sampled_from(MODELS)
+companies = st.sampled_from([None, Company.ANY, Company.SUSPECTS])  # of what the worker holds
 
 
 @dataclass
@@ -215,18 +216,18 @@ class StoreMachine(RuleBasedStateMachine):
 
     # Workers
 
-    @rule(target=works, client=clients, model=models, alone=st.booleans())
-    def claim(self, client: int, model: str, alone: bool) -> object:
-        work = self.claim_a_job(client, model, alone)
+    @rule(target=works, client=clients, model=models, company=companies)
+    def claim(self, client: int, model: str, company: Company | None) -> object:
+        work = self.claim_a_job(client, model, company)
         self.answered[client] = self.claim_numbers[client]
         self.unheard[client] = None
         return work or multiple()
 
-    @rule(client=clients, model=models, alone=st.booleans())
-    def lose_the_reply_of_a_claim(self, client: int, model: str, alone: bool) -> None:
-        self.unheard[client] = self.claim_a_job(client, model, alone)
+    @rule(client=clients, model=models, company=companies)
+    def lose_the_reply_of_a_claim(self, client: int, model: str, company: Company | None) -> None:
+        self.unheard[client] = self.claim_a_job(client, model, company)
 
-    def claim_a_job(self, client: int, model: str, alone: bool) -> Work | None:
+    def claim_a_job(self, client: int, model: str, company: Company | None) -> Work | None:
         unheard = self.unheard[client]
         if unheard and self.expected[unheard.id].owned_by(unheard):
             job = self.expected[unheard.id]
@@ -235,17 +236,17 @@ class StoreMachine(RuleBasedStateMachine):
         works = self.stores[client].claim_next(
             model,
             worker=f"w{client}",
-            alone=alone,
+            company=company,
             claim=self.claim_numbers[client],
             answered=self.answered[client],
         )
         self.redis.persist(keys.TURN_JOBS)  # it runs out when the machine says so
-        expected = self.expect_claim(client, model, alone)
+        expected = self.expect_claim(client, model, company)
         if not works:
             assert expected is None
             return None
         [work] = works
-        assert (work.id, work.alone) == expected
+        assert (work.id, work.company) == expected
         job = self.expected[work.id]
         job.status, job.attempt, job.queue_deadline = RUNNING, job.attempt + 1, None
         job.lease_until = self.clock + LEASE_S
@@ -403,7 +404,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.lose_the_turn()
                 n = 0
                 while self.waiting(model) or self.suspects(model):
-                    work = self.claim(1, model, alone=True)
+                    work = self.claim(1, model, None)
                     assert isinstance(work, Work) or not self.waiting(model)
                     n += 1
                     if n % 2 and isinstance(work, Work):  # the others vanish
@@ -430,25 +431,42 @@ class StoreMachine(RuleBasedStateMachine):
         ]
         return [job for _, _, job in sorted(jobs)]
 
-    def expect_claim(self, client: int, model: str, alone: bool) -> tuple[str, bool] | None:
-        """The job, and whether it must run alone."""
+    def expect_claim(
+        self, client: int, model: str, company: Company | None
+    ) -> tuple[str, Company] | None:
+        """The job, and what may run beside it."""
         suspects, mine = self.suspects(model), (model, client)
+        if self.turn == mine and not suspects:
+            self.turn, self.jobs_come = None, ""
+        if company is Company.SUSPECTS:
+            return self.next_suspect(suspects, company)
         if suspects and self.turn in (None, mine):
             self.turn = mine
-            if self.jobs_come == "now" or (alone and self.jobs_come == "next"):
-                for job in self.waiting(model):
-                    if not self.expire(job):
-                        self.jobs_come = "now"
-                        return job, False
-            if not alone:
+            come = self.jobs_come == "now" or (not company and self.jobs_come == "next")
+            if come and (fresh := self.next_fresh(model)):
+                self.jobs_come = "now"
+                return fresh
+            if company:
                 return None
             self.jobs_come = "next"
-            return suspects[0], True
-        if self.turn == mine:
-            self.turn, self.jobs_come = None, ""
+            return self.next_suspect(suspects, company)
         if self.turn and self.turn[1] == client:
             return None
-        return next(((job, False) for job in self.waiting(model) if not self.expire(job)), None)
+        if fresh := self.next_fresh(model):
+            return fresh
+        return None if company else self.next_suspect(suspects, company)
+
+    def next_fresh(self, model: str) -> tuple[str, Company] | None:
+        fresh = (job for job in self.waiting(model) if not self.expire(job))
+        return next(((job, Company.ANY) for job in fresh), None)
+
+    def next_suspect(
+        self, suspects: list[str], company: Company | None
+    ) -> tuple[str, Company] | None:
+        for job in suspects:
+            if self.expected[job].crashes + 1 < MAX_CRASHES:
+                return job, Company.SUSPECTS
+        return (suspects[0], Company.NONE) if suspects and not company else None
 
     def expire(self, job: str) -> bool:
         known = self.expected[job]

@@ -10,9 +10,10 @@ from typing import Any
 import fakeredis
 import pytest
 
+from slm_jobs import keys
 from slm_jobs.api_keys import KeyProof, KeySettings
 from slm_jobs.batch_schemas import Batch, BatchDraft, BatchRow, BatchStatus, ResultLine, RowEnd
-from slm_jobs.schemas import GenerationParams, JobStatus
+from slm_jobs.schemas import Company, GenerationParams, JobStatus
 from slm_jobs.store import JobStore
 from tests.worker.fakes import FakeEngine
 from tests.worker.test_batcher import until
@@ -332,7 +333,7 @@ def test_draining_hands_rows_back_in_one_call(
     assert (counts.succeeded, counts.pending) == (1, 23)
     assert host.claim(MODEL) == []
     [again] = store.claim_next(MODEL, worker="successor", jobs=False, rows=1)
-    assert (again.id, again.attempt, again.alone) == (f"{batch_id}:0", 2, False)
+    assert (again.id, again.attempt, again.company) == (f"{batch_id}:0", 2, Company.ANY)
 
 
 def test_a_drain_ends_early_when_the_rows_have_ended(
@@ -351,7 +352,7 @@ def test_a_drain_ends_early_when_the_rows_have_ended(
     assert 6 <= counts.succeeded < 20
 
 
-def test_rows_whose_leases_are_lost_are_dropped_and_come_again_alone(
+def test_rows_whose_leases_are_lost_are_dropped_and_come_again_apart(
     host: Host, store: JobStore, engine: FakeEngine
 ) -> None:
     batch_id = add_batch(store, [{"prompt": f"p{i}", "max_tokens": 200} for i in range(6)])
@@ -367,23 +368,32 @@ def test_rows_whose_leases_are_lost_are_dropped_and_come_again_alone(
     assert batch(store, later).counts.succeeded == 20
     again = [prompts for prompts in engine.seen[steps + 1 :] if any(p[0] == "p" for p in prompts)]
     assert again
-    assert all(len(prompts) == 1 for prompts in again)
+    assert all(p[0] == "p" for prompts in again for p in prompts)
 
 
-def test_suspects_run_with_nothing_beside_them(
-    host: Host, store: JobStore, engine: FakeEngine
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_suspects_run_apart_from_all_other_work(
+    host: Host, store: JobStore, server: fakeredis.FakeServer, engine: FakeEngine, crashes: int
 ) -> None:
     """A job and two rows that a worker died of, among much other work of two models."""
     suspects = add_batch(store, [{"prompt": f"suspect{i}", "max_tokens": 30} for i in range(2)])
-    assert len(store.claim_next(MODEL, worker="dead", rows=2)) == 2
     job_id = submit(store, "suspect job", max_tokens=30)
-    assert store.claim_next(MODEL, worker="dead")
+
+    def sweep() -> None:
+        fakeredis.FakeRedis(server=server).delete(keys.JANITOR)
+        assert store.sweep() is not None
+
+    for _ in range(crashes):
+        sweep()
+        while store.claim_next(MODEL, worker="dead", rows=9, company=Company.SUSPECTS):
+            pass
+        while store.claim_next(MODEL, worker="dead", rows=9):
+            pass
+        store.clock_offset_ms += 60_000
     rows = add_batch(store, [{"prompt": f"p{i}", "max_tokens": 20} for i in range(40)])
     thread = serving(host)
     until(lambda: len(engine.live) == 6)
-    store.clock_offset_ms = 60_000
-    host._leases.beat()  # ours are ours
-    assert store.sweep() is not None
+    sweep()
     jobs = [submit(store, "j", max_tokens=20) for _ in range(10)]
     others = [submit(store, "j", model=OTHER) for _ in range(5)]
     threads = [thread, *(serving(host) for _ in range(3)), serving(host, OTHER)]
@@ -396,8 +406,10 @@ def test_suspects_run_with_nothing_beside_them(
     assert batch(store, suspects).counts.succeeded == 2
     assert batch(store, rows).counts.succeeded == 40
     beside = [prompts for prompts in engine.seen if any(str(p)[0] == "s" for p in prompts)]
-    assert len(beside) == 90
-    assert all(len(prompts) == 1 for prompts in beside)
+    assert all(p[0] == "s" for prompts in beside for p in prompts)
+    if crashes == 2:  # another would end them
+        assert len(beside) == 90
+        assert all(len(prompts) == 1 for prompts in beside)
 
 
 def test_who_asks_while_something_runs_alone_waits_and_gets_its_turn(

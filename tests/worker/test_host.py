@@ -12,7 +12,7 @@ import pytest
 
 from slm_jobs.api_keys import KeyProof, KeySettings
 from slm_jobs.manifest import Manifest, ModelSpec
-from slm_jobs.schemas import JobSpec, JobStatus
+from slm_jobs.schemas import Company, JobSpec, JobStatus
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from tests.worker.fakes import FakeEngine
@@ -377,7 +377,7 @@ def test_a_lost_device_fails_nothing(host: Host, store: JobStore, exits: list[in
     assert [store.get(job_id).status for job_id in ids] == [JobStatus.QUEUED] * 3
     assert not store.workers()
     again = store.claim_next(MODEL, worker="another")
-    assert [(work.id, work.attempt, work.alone) for work in again] == [(ids[0], 2, False)]
+    assert [(work.id, work.attempt, work.company) for work in again] == [(ids[0], 2, Company.ANY)]
 
 
 def test_who_finds_no_memory_alone_is_left_to_its_lease(
@@ -391,7 +391,7 @@ def test_who_finds_no_memory_alone_is_left_to_its_lease(
     store.clock_offset_ms += 16_000
     store.sweep()
     [suspect] = store.claim_next(MODEL, worker="another")
-    assert (suspect.id, suspect.alone) == (huge, True)
+    assert (suspect.id, suspect.company) == (huge, Company.SUSPECTS)
 
 
 # Run deadlines

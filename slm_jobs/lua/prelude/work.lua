@@ -26,6 +26,16 @@ local function requeue(id)
   requeue_row(batch, row, crashes)
 end
 
+-- How often its worker fell silent. Of work that has not ended.
+local function crashes_of(id)
+  local batch, row = row_of(id)
+  if not batch then
+    return tonumber(redis.call('HGET', JOB .. id, 'crashes'))
+  end
+  local _, crashes = lease_of(batch, row)
+  return tonumber(crashes)
+end
+
 -- After its worker fell silent: running -> waiting again, as a suspect; or -> failed, after `most` times.
 -- Returns whether it failed. `error` is that of a job; a row's is the code "attempts_exhausted".
 local function count_crash(id, most, error)
