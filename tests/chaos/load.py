@@ -201,7 +201,7 @@ class Load:
                 return True
             code = answer.json()["code"]
             if answer.status_code not in (429, 503):
-                asked.troubles.append(f"POST /jobs: {answer.status_code} {code}")
+                asked.troubles.append(f"POST /jobs: {answer.status_code} {answer.text}")
                 return False
             asked.refusals += 1
             asked.uncertain |= code == "store_unavailable"

@@ -30,6 +30,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def redis(server: RedisServer) -> Iterator[Redis]:
     with Redis.from_url(server.url, decode_responses=True) as redis:
+        redis.config_set("appendfsync", "always")  # else a busy disk delays what is read here
         yield redis
 
 

@@ -87,7 +87,7 @@ def test_it_serves_until_a_signal(start: Start, number: signal.Signals) -> None:
     assert "authentication" not in up.text()
     up.process.send_signal(number)
     up.process.send_signal(number)  # a double: counts as one
-    assert up.process.wait(10) == 0
+    assert up.process.wait(60) == 0
     order = ("worker-1", "callbacks", "api", "redis")
     assert up.text().endswith("".join(f"stopping {part}\n" for part in order) + "Stopped.\n")
     assert not any(lives(child.pid) for child in children)
