@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from slm_jobs.errors import StoreUnavailable
+from slm_jobs.outage import Outage
 from slm_jobs.schemas import Work, WorkerInfo
 from slm_jobs.store import JobStore
 from worker.background import Background
@@ -138,18 +139,20 @@ class Leases(Background):
 
     def _run(self) -> None:
         next_beat = next_sweep = 0.0
+        outage = Outage(self._lease_seconds)
         while True:
             self._end_if_hung()
             try:
                 if time.monotonic() >= next_beat:
                     self.beat()
+                    outage.over()
                     next_beat = time.monotonic() + self._interval
                 if time.monotonic() >= next_sweep:
                     self._store.sweep()
+                    outage.over()
             except StoreUnavailable as error:
                 log.warning("no contact with Redis: %s", error)
-                # others were cut off too: let them extend their leases before taking any back
-                next_sweep = time.monotonic() + self._lease_seconds
+                next_sweep = max(next_sweep, time.monotonic() + outage.pause())
             except Exception:  # a dead keeper would lose every lease
                 log.exception("heartbeat or sweep failed")
             if self._stopped.wait(min(_TICK_SECONDS, self._interval)):

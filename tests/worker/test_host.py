@@ -275,7 +275,7 @@ def test_after_an_outage_leases_get_time_to_be_extended(engine: FakeEngine) -> N
     host = make_host(store, engine, lease_seconds=0.6)
     server.connected = False
     host._leases.start()
-    time.sleep(0.1)
+    time.sleep(0.3)
     server.connected = True
     store.clock_offset_ms = 60_000
     back = time.monotonic()
