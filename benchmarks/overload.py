@@ -22,15 +22,15 @@ from benchmarks.pressure import Customers, Outcome, Watch, make_key, quantile
 from slm_client.stack import Stack, StackOptions
 from slm_core import save_checkpoint
 
-_TOKENS = 150  # long ones, so that the service is overloaded before those who send to it are
+_TOKENS = 400  # long ones, so that the service is overloaded before those who send to it are
 _TRIES = 5  # of a client that comes again
-_NARROW = 20  # requests a minute of a key that meets its own limit
+_NARROW = 5  # requests a minute of a key that meets its own limit
 _PROBES = 3  # jobs one after the other, before; and in a row that must be as fast, after
 _NORMAL = 1.5  # times as long as before is normal again
 
 
 def main(
-    preset: Annotated[str, typer.Option(help="Model shape; weights are random.")] = "slm-7m",
+    preset: Annotated[str, typer.Option(help="Model shape; weights are random.")] = "slm-30m",
     seconds: Annotated[float, typer.Option(help="Of overload.")] = 60.0,
     times: Annotated[float, typer.Option(help="The capacity.")] = 3.0,
     waiting: Annotated[int, typer.Option(help="SLM_MAX_WAITING_JOBS: the queue's ceiling.")] = 16,
@@ -66,21 +66,24 @@ async def _measure(
         began = time.monotonic()
         narrowly = asyncio.create_task(_send_one_after_the_other(limited, seconds))
         tasks = await customers.pace(times * capacity, seconds, _tries)
+        lasted = time.monotonic() - began
+        ended = sum(task.done() and bool(task.result().status) for task in tasks)
         normal = await _seconds_until_normal(customers, before)
         outcomes = await asyncio.gather(*tasks)
         narrow_outcomes = await narrowly
         watching.cancel()
-    rate = sum(bool(outcome.status) for outcome in outcomes) / (seconds + normal)
     # what may wait before it and what runs, and then itself beside others, at the rate of the time
-    bound = (waiting + 2 * slots) / rate
+    bound = (waiting + 2 * slots) * lasted / ended
     served = [outcome.served_seconds for outcome in outcomes if outcome.status]
     again = [outcome for outcome in outcomes[::2] if outcome.refusals]
     told = [outcome for outcome in narrow_outcomes if "rate_limited" in outcome.refusals]
-    grown = watch.growth(began + seconds / 6, began + seconds)
+    grown = watch.growth(began + lasted / 6, began + lasted)
     return {
         "capacity_jobs_per_s": round(capacity, 1),
         "offered_jobs_per_s": round(times * capacity, 1),
         "offered": len(outcomes),
+        "lasted_s": round(lasted, 1),
+        "served_jobs_per_s": round(ended / lasted, 1),
         "taken": len(served),
         "ends": dict(Counter(outcome.status for outcome in outcomes if outcome.status)),
         "refusals": dict(Counter(code for outcome in outcomes for code in outcome.refusals)),
