@@ -52,7 +52,7 @@ class Engine:
     comparison. Sequences of negative priority leave `reserved_slots` free, so that others find one
     at once. `clock` tells seconds, for deadlines.
 
-    Raises ValueError for what this machine does not have.
+    Raises ValueError for what this machine does not have, OutOfMemory and DeviceLost.
     """
 
     def __init__(
@@ -76,15 +76,16 @@ class Engine:
         if model.config.vocab_size > self.tokenizer.vocab_size:
             raise ValueError(f"a vocabulary of {model.config.vocab_size} is not GPT-2's")
         self.config = model.config
-        self._backend, self.precision = open_backend(
-            model,
-            device=device,
-            precision=precision,
-            kernels=kernels,
-            slots=slots,
-            perplexity=perplexity or {},
-            kv_cache=kv_cache,
-        )
+        with _named_faults():
+            self._backend, self.precision = open_backend(
+                model,
+                device=device,
+                precision=precision,
+                kernels=kernels,
+                slots=slots,
+                perplexity=perplexity or {},
+                kv_cache=kv_cache,
+            )
         self._scheduler = Scheduler(
             slots,
             prefill_tokens=_PREFILL_TOKENS,
@@ -105,9 +106,11 @@ class Engine:
         kv_cache: bool = True,
         reserved_slots: int = 0,
     ) -> Engine:
-        """Loads a checkpoint directory. Raises CheckpointError, and ValueError as above."""
+        """Loads a checkpoint directory. Raises CheckpointError, and as above."""
+        with _named_faults():
+            model = load_checkpoint(path)
         return cls(
-            load_checkpoint(path),
+            model,
             device=device,
             precision=precision,
             slots=slots,
@@ -191,14 +194,17 @@ class Engine:
 
         Raises OutOfMemory, after which `reset` makes the engine usable, and DeviceLost.
         """
+        with _named_faults():
+            return self._step()
+
+    def _step(self) -> list[Event]:
         scheduler = self._scheduler
         scheduler.expire(self._clock())
         events = self._release()
         running = len(scheduler.live)
         admitted = [(sequence.prompt_ids, sequence.params) for sequence in scheduler.admit()]
         if scheduler.live:
-            with _named_faults():
-                tokens = self._backend.step(running, admitted)
+            tokens = self._backend.step(running, admitted)
             events += self._append(tokens)
             events += self._release()
         return events

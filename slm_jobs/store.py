@@ -7,6 +7,7 @@ no reply may ask again. Knows nothing of HTTP, Celery or engines; tickets are Ce
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ from slm_jobs.settings import Settings
 if TYPE_CHECKING:
     from redis import Redis
 
+log = logging.getLogger(__name__)
+
 SWEEP_LOCK_MS = 900  # janitors tick once a second: one of them sweeps
 SWEEP_MOST = 256  # jobs of a kind in one sweep, so that it never holds Redis up for long
 SCANNED_JOBS = 1_000  # for one page of a list
@@ -105,6 +108,10 @@ class JobStore:
         )
         self._lease_ms = round(lease_seconds * 1000)
         self._max_crashes = max_crashes
+        self._exhausted = JobError(
+            code="attempts_exhausted",
+            message=f"{max_crashes} times the worker that ran this job crashed or fell silent",
+        ).model_dump_json()
         self._max_waiting = max_waiting_jobs
         self._rates = Rates(self.workers)
         self._memory = Memory(redis)
@@ -323,7 +330,8 @@ class JobStore:
             raw=True,
         )
         batches = dict(zip(specs[::2], map(json.loads, specs[1::2]), strict=True))
-        return [_to_work(model, Company(beside.decode()), work, batches) for work in works]
+        company = Company(beside.decode())
+        return [known for work in works if (known := _to_work(model, company, work, batches))]
 
     def heartbeat(self, worker: WorkerInfo, held: Iterable[Work]) -> Beat:
         """The worker's sign of life; extends the leases of the work that it still owns.
@@ -388,14 +396,17 @@ class JobStore:
         error_json = error.model_dump_json()
         return self._finish(work, JobStatus.FAILED, used, error=error_json, **record)
 
-    def hand_back(self, works: Iterable[Work]) -> int:
+    def hand_back(self, works: Iterable[Work], *, crashed: bool = False) -> int:
         """Returns unfinished work to its old place in line, or ends it where a client has cancelled
-        it; no crash is counted.
+        it. A crash is counted only where the worker has `crashed`, maybe because of the work.
 
         Returns how many went back; a stale attempt changes nothing.
         """
         pairs = [part for work in works for part in (work.id, work.attempt)]
-        return int(self._run("hand_back", *pairs)) if pairs else 0
+        if not pairs:
+            return 0
+        most = self._max_crashes if crashed else ""
+        return int(self._run("hand_back", most, self._exhausted, *pairs))
 
     def request_ticket(self, model: str) -> None:
         """Leaves a ticket if work waits and too few stand: for who stops claiming too early."""
@@ -407,19 +418,17 @@ class JobStore:
         """One tick of the janitor; None if another one swept within the last 0.9 s.
 
         Expired leases go back to their place in line, or fail with `attempts_exhausted` after
-        `max_crashes` of them, 256 jobs at a time. Missing tickets are left, and workers without a
-        sign of life forgotten.
+        `max_crashes` of them, 256 jobs at a time; but not for one lease's length after Redis was
+        away for half of one or longer. Missing tickets are left, and workers without a sign of life
+        forgotten.
         """
-        error = JobError(
-            code="attempts_exhausted",
-            message=f"{self._max_crashes} times the worker that ran this job fell silent",
-        )
         counts = self._run(
             "sweep",
             SWEEP_LOCK_MS,
+            self._lease_ms,
             SWEEP_MOST,
             self._max_crashes,
-            error.model_dump_json(),
+            self._exhausted,
         )
         return None if counts is None else SweepReport(*counts)
 
@@ -454,12 +463,18 @@ class JobStore:
 
 def _to_work(
     model: str, company: Company, work: Sequence[Any], batches: Mapping[bytes, Any]
-) -> Work:
+) -> Work | None:
+    """None if it cannot be read, say because a newer api has written it. It is left to its lease,
+    which counts as a crash: a newer worker may take it, and it holds up nothing."""
     work_id, attempt, request, batch, left_ms = work
-    if batch:
-        row = to_row_work(work_id.decode(), attempt, request, batches[batch])
-        return row.model_copy(update={"company": company})
-    spec = JobSpec.model_validate_json(request)
+    try:
+        if batch:
+            row = to_row_work(work_id.decode(), attempt, request, batches[batch])
+            return row.model_copy(update={"company": company})
+        spec = JobSpec.model_validate_json(request)
+    except ValueError:
+        log.exception("%s cannot be read, and is left to its lease", work_id.decode())
+        return None
     return Work(
         id=work_id.decode(),
         attempt=attempt,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.schemas import Company, Work
 from slm_jobs.store import JobStore
+from worker.job_log import log_job
 from worker.leases import Leases
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Claims:
         self._apart = 0  # works here that may not have any company
         self._claim_number = 0
         self._answered: int | None = None  # the last claim whose reply came
+        self._unheard = False  # whether a later one's did not
         self._closed = False
         self._changed = threading.Condition()
 
@@ -98,10 +100,25 @@ class Claims:
                 load.fed = bool(works) or not idle
         return works
 
+    def recover(self) -> None:
+        """Gives back what a claim got whose reply was lost, if no later one has. Raises
+        StoreUnavailable."""
+        with self._changed:
+            if self._unheard:
+                self._ask(next(iter(self._loads)), jobs=False, rows=0, company=self._company)
+
     def stop_feeding(self, model: str) -> None:
         """The model's feeder has failed, and holds nothing any more."""
         with self._changed:
             self._loads[model].fed = False
+
+    def give_back_suspect(self, work: Work, why: object) -> None:
+        """`work` was in an engine that is lost. It still has to be released."""
+        log_job(log, logging.ERROR, work, "goes back as a suspect: %s", why)
+        try:
+            self._store.hand_back([work], crashed=True)
+        except StoreUnavailable as error:
+            log_job(log, logging.WARNING, work, "left to its lease: %s", error)
 
     def release(self, works: Sequence[Work]) -> None:
         """The outcomes of `works` are written, or are not ours to write."""
@@ -141,26 +158,32 @@ class Claims:
     def _claim(self, model: str, *, jobs: bool, rows: int, company: Company | None) -> list[Work]:
         if self._closed or company is Company.NONE or not (jobs or rows):
             return []
-        self._claim_number += 1
         try:
-            works = self._store.claim_next(
-                model,
-                worker=self._worker,
-                jobs=jobs,
-                rows=rows,
-                company=company,
-                claim=self._claim_number,
-                answered=self._answered,
-            )
+            works = self._ask(model, jobs=jobs, rows=rows, company=company)
         except StoreUnavailable as error:
             log.warning("cannot claim work: %s", error)
             return []
-        self._answered = self._claim_number
         for work in works:
             self._leases.hold(work)
         if works and works[0].company is not Company.ANY:
             self._company = works[0].company
             self._apart += len(works)
+        return works
+
+    def _ask(self, model: str, *, jobs: bool, rows: int, company: Company | None) -> list[Work]:
+        self._claim_number += 1
+        self._unheard = True
+        works = self._store.claim_next(
+            model,
+            worker=self._worker,
+            jobs=jobs,
+            rows=rows,
+            company=company,
+            claim=self._claim_number,
+            answered=self._answered,
+        )
+        self._unheard = False
+        self._answered = self._claim_number
         return works
 
 

@@ -156,7 +156,7 @@ class Feeder:
             log_job(log, logging.DEBUG, row.work, "its lease was lost, dropped")
             self._claims.release([row.work])
         elif isinstance(future.exception(), EngineLost):
-            log_job(log, logging.ERROR, row.work, "left to its lease: %s", future.exception())
+            self._claims.give_back_suspect(row.work, future.exception())
             self._claims.release([row.work])
         elif isinstance(future.exception(), HandedBack):
             self._claims.close()  # the engines have stopped

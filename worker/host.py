@@ -69,9 +69,9 @@ class Host:
         self._leases = Leases(
             store,
             describe=self._describe,
-            lease_seconds=settings.lease_seconds,
             heartbeat_seconds=settings.heartbeat_seconds,
             stalled_for=self._batcher.stalled_for,
+            recover=lambda: self._claims.recover(),
         )
         self._listener = Listener(store, self.id, self._leases.cancel)
         self._streamer = Streamer(store, self._batcher.fingerprint)
@@ -158,7 +158,7 @@ class Host:
         except CancelledError:
             log_job(log, logging.WARNING, work, "its lease was lost, dropped")
         except EngineLost as error:
-            log_job(log, logging.ERROR, work, "left to its lease: %s", error)
+            self._claims.give_back_suspect(work, error)
         except TimeoutError:  # nor did it end when it was told to: what it has is out of reach
             submission.drop()
             self._fail(work, limit.error)

@@ -48,8 +48,7 @@ class HandedBack(Exception):
 
 
 class EngineLost(Exception):
-    """The process must end, as its engine cannot go on; this work may be why. It is nobody's to
-    settle: its lease will expire, which counts as a crash."""
+    """The process must end, as its engine cannot go on; this work may be why."""
 
 
 class EngineFault(Exception):
@@ -163,10 +162,15 @@ class Lane:
         log.info("model %s ready after %.1f s: %s", self.model, seconds, self._engine.fingerprint)
 
     def ready(self) -> bool:
-        """Makes the engine if there is none yet; if that fails, so does what waits for it."""
+        """Makes the engine if there is none yet; if that fails, so does what waits for it.
+
+        Raises EngineLost where there is no memory for it, or no device that works.
+        """
         if self._engine is None and time.monotonic() >= self._reload_at:
             try:
                 self.load()
+            except (OutOfMemory, DeviceLost) as error:
+                raise self._lost(error, list(self._waiting)) from error
             except Exception as error:
                 log.exception("model %s cannot be loaded", self.model)
                 self._reload_at = time.monotonic() + RELOAD_SECONDS
@@ -240,7 +244,7 @@ class Lane:
         try:
             events = self.engine.step()
         except DeviceLost as error:
-            raise EngineLost(str(error)) from error
+            raise self._lost(error, self._in_engine()) from error
         except Exception as error:
             log.exception("a decode step of model %s failed", self.model)
             self._split_suspects(error)
@@ -270,15 +274,26 @@ class Lane:
         self.tokens_per_second = self._recent[0] / max(self._recent[1], 1e-9)
 
     def _split_suspects(self, error: Exception) -> None:
-        suspects = list(dict.fromkeys(row.submission for row in self._rows.values()))
-        self.engine.reset()
-        self._rows.clear()
+        suspects = self._in_engine()
         if len(suspects) == 1 and isinstance(error, OutOfMemory):
-            lost = EngineLost(f"no memory, not even for this work alone: {error}")
-            suspects[0].settle(lost)
-            raise lost from error
+            raise self._lost(error, suspects) from error
+        try:
+            self.engine.reset()
+        except Exception as worse:
+            raise self._lost(worse, suspects) from worse
+        self._rows.clear()
         if len(suspects) == 1:
             suspects[0].settle(EngineFault(f"the engine failed on this work: {error}"))
         elif suspects:
             half = len(suspects) // 2
             self._suspects += [suspects[half:], suspects[:half]]
+
+    def _in_engine(self) -> list[Submission]:
+        return list(dict.fromkeys(row.submission for row in self._rows.values()))
+
+    def _lost(self, error: Exception, suspects: list[Submission]) -> EngineLost:
+        """`suspects` may be why; what else is here is innocent."""
+        lost = EngineLost(f"{type(error).__name__}: {error}")
+        for submission in suspects:
+            submission.settle(lost)
+        return lost

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 
 from slm_jobs.errors import StoreUnavailable
-from slm_jobs.outage import Outage
 from slm_jobs.schemas import Work, WorkerInfo
 from slm_jobs.store import JobStore
 from worker.background import Background
@@ -54,6 +53,7 @@ class Leases(Background):
     Work whose lease turns out to be lost is dropped: somebody else has it, or soon will. Work that
     a client cancels is ended. When `stalled_for` exceeds `HUNG_SECONDS` the process ends: a hung
     engine must not keep its jobs. `describe` tells of this worker, with so much work held.
+    `recover`, called now and then, may raise StoreUnavailable.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class Leases(Background):
         store: JobStore,
         *,
         describe: Callable[[int], WorkerInfo],
-        lease_seconds: float,
         heartbeat_seconds: float,
         stalled_for: Callable[[], float],
+        recover: Callable[[], None],
     ) -> None:
         super().__init__("leases")
         self._store = store
         self._describe = describe
-        self._lease_seconds = lease_seconds
         self._interval = heartbeat_seconds
         self._stalled_for = stalled_for
+        self._recover = recover
         self._held: dict[str, _Held] = {}
         self._early: dict[tuple[str, int], None] = {}  # cancelled, and not held here, or not yet
         self._lock = threading.Lock()
@@ -138,21 +138,17 @@ class Leases(Background):
         return held if held and held.work.attempt == attempt else None
 
     def _run(self) -> None:
-        next_beat = next_sweep = 0.0
-        outage = Outage(self._lease_seconds)
+        next_beat = 0.0
         while True:
             self._end_if_hung()
             try:
                 if time.monotonic() >= next_beat:
                     self.beat()
-                    outage.over()
                     next_beat = time.monotonic() + self._interval
-                if time.monotonic() >= next_sweep:
-                    self._store.sweep()
-                    outage.over()
+                self._recover()
+                self._store.sweep()
             except StoreUnavailable as error:
                 log.warning("no contact with Redis: %s", error)
-                next_sweep = max(next_sweep, time.monotonic() + outage.pause())
             except Exception:  # a dead keeper would lose every lease
                 log.exception("heartbeat or sweep failed")
             if self._stopped.wait(min(_TICK_SECONDS, self._interval)):

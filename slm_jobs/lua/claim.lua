@@ -6,13 +6,14 @@
 -- rows have in common as JSON, ...}
 -- A job goes before rows, of which a nearly full Redis hands out none: their results would fill it.
 -- Suspects go only to a worker that holds nothing else: those that would survive another crash together,
--- the others each alone. A worker at a time empties itself for them, idle ones take them too. Where jobs
--- wait, too, it takes these for a while in between, so that neither starves.
+-- the others each alone. A worker at a time empties itself for them; idle ones take them too, but for
+-- one. Where jobs wait, too, it takes these for a while in between, so that neither starves.
 local model, worker, lease_ms = ARGV[2], ARGV[3], ARGV[4]
 local jobs, room, company = ARGV[5] == '1', tonumber(ARGV[6]), ARGV[7]
 local max_crashes, nearly_full, claim, answered = tonumber(ARGV[8]), ARGV[9] == '1', ARGV[10], ARGV[11]
 local ANY, AMONG_SUSPECTS, ALONE = 'any', 'suspects', 'none'
-local JOBS_MS = 1000 -- of a turn, between suspects
+local JOBS_MS = 1000 -- of jobs between suspects, and of suspects where jobs wait
+local REMEMBER_S = 3600 -- longer than a suspect runs
 local LOOK_AT = 200 -- suspects
 allow_when_full()
 
@@ -46,10 +47,15 @@ local function reply(beside)
   return { beside, works, specs }
 end
 
--- What a lost reply held nobody has run: it goes back, and no crash is counted.
+-- What a lost reply held nobody has run: it goes back, and no crash is counted. A claim that comes after
+-- a later one has nobody who waits for it.
 if claim ~= '' then
   local before = redis.call('GET', CLAIMED .. worker) or answered
-  if before:match('^%d*') ~= answered then
+  local last = before:match('^%d*')
+  if (tonumber(last) or 0) >= tonumber(claim) then
+    return { ANY, works, specs }
+  end
+  if last ~= answered then
     for id, attempt in before:gmatch(' (%S+) (%d+)') do
       if owns(id, attempt) then
         requeue(id)
@@ -58,14 +64,28 @@ if claim ~= '' then
   end
 end
 
--- A job, or rows; returns what may run beside them.
+if not jobs and room == 0 then
+  return reply(ANY)
+end
+
+-- A job, or rows; returns what may run beside them. Who holds nothing is apart from then on, until it
+-- claims again holding none of them.
 local function take_suspects()
+  local began = redis.call('ZSCORE', APART, worker)
+  if company == '' then
+    redis.call('ZADD', APART, now(), worker)
+  elseif began and now() - began >= JOBS_MS and redis.call('ZCARD', WAITING .. model) > 0 then
+    return AMONG_SUSPECTS
+  end
   local doomed -- the first that another crash would end: a mate of it may do that
   for _, id in ipairs(redis.call('ZRANGE', SUSPECTS .. model, 0, LOOK_AT - 1)) do
     local batch, row = row_of(id)
-    if crashes_of(id) + 1 >= max_crashes then
+    local crashes = crashes_of(id)
+    if not crashes then
+      redis.call('ZREM', SUSPECTS .. model, id) -- only if somebody deleted a record by hand
+    elseif crashes + 1 >= max_crashes then
       doomed = doomed or id
-    elseif batch and room > 0 then
+    elseif batch and room > 0 and not nearly_full then
       redis.call('ZREM', SUSPECTS .. model, id)
       room = room - add_row(batch, row)
     elseif not batch and jobs and #works == 0 then
@@ -96,6 +116,7 @@ end
 if company == AMONG_SUSPECTS then
   return reply(take_suspects())
 end
+redis.call('ZREM', APART, worker)
 if suspects and (not turn or turn == mine) then
   redis.call('SET', TURN, mine, 'PX', 2 * lease_ms)
   local before = redis.call('GET', TURN_JOBS) -- next: jobs come before more suspects; now: they come
@@ -112,10 +133,13 @@ if suspects and (not turn or turn == mine) then
   if company ~= '' then
     return reply(ANY)
   end
-  redis.call('SET', TURN_JOBS, 'next', 'PX', 2 * lease_ms)
+  redis.call('SET', TURN_JOBS, 'next', 'EX', REMEMBER_S)
   return reply(take_suspects())
 elseif turn and turn:match('(%S+)$') == worker then -- for another model
-  return reply(ANY)
+  if redis.call('ZCARD', SUSPECTS .. turn:match('^(%S+)')) > 0 then
+    return reply(ANY)
+  end
+  redis.call('DEL', TURN, TURN_JOBS)
 end
 
 local id = jobs and next_waiting(model)
@@ -123,7 +147,8 @@ if id then
   add_job(id)
   return reply(ANY)
 end
-if suspects and company == '' then
+local others = redis.call('ZCARD', WORKERS) - 1
+if suspects and company == '' and redis.call('ZCARD', APART) < others then -- one is there for jobs
   return reply(take_suspects())
 end
 while room > 0 and not nearly_full do

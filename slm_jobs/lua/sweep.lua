@@ -1,8 +1,10 @@
--- sweep(lock in ms, most of a kind, most crashes, error of a job that crashed so often as JSON)
+-- sweep(lock in ms, lease in ms, most of a kind, most crashes, error of a job that crashed so often as
+--       JSON)
 -- -> {requeued, exhausted, tickets}, or nil while another one's lock stands
 local FREED_MOST = 5000 -- entries, of what was put aside
-local lock_ms, most, max_crashes = ARGV[2], ARGV[3], tonumber(ARGV[4])
-local exhausted_error = ARGV[5]
+local lock_ms, lease_ms, most, max_crashes = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local exhausted_error = ARGV[6]
+local QUIET_AT_MS = 3000 -- without a sweep, if leases are so short
 allow_when_full()
 
 if not redis.call('SET', JANITOR, 'sweeping', 'NX', 'PX', lock_ms) then
@@ -11,8 +13,20 @@ end
 local time = now()
 local requeued, exhausted, tickets = 0, 0, 0
 
+-- Where nobody has swept for long, Redis may have been away, and nobody could extend a lease either:
+-- for the length of one none is taken back. By Redis's own clock, which tests do not move.
+local clock = redis.call('TIME')
+local swept_at = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local before = redis.call('GET', SWEPT_AT)
+if before and swept_at - before > math.max(lease_ms / 2, QUIET_AT_MS) then
+  redis.call('SET', QUIET, 'let leases be', 'PX', lease_ms)
+end
+redis.call('SET', SWEPT_AT, swept_at)
+local overdue = redis.call('EXISTS', QUIET) == 1 and {}
+  or redis.call('ZRANGEBYSCORE', LEASES, '-inf', time, 'LIMIT', 0, most)
+
 -- Expired leases. What is left beyond the bound is the next sweep's.
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', time, 'LIMIT', 0, most)) do
+for _, id in ipairs(overdue) do
   local batch, row = row_of(id)
   local running
   if batch then

@@ -33,6 +33,11 @@ def complete(store: JobStore, work: Work) -> bool:
     return store.complete(work, OUTPUTS, USAGE, fingerprint="fp32-avx2")
 
 
+def beat(store: JobStore, *workers: str) -> None:
+    for worker in workers:
+        store.heartbeat(WORKER.model_copy(update={"id": worker}), [])
+
+
 def sweep(store: JobStore, redis: Redis) -> SweepReport:
     """A sweep as if the previous one's lock had run out."""
     redis.delete(keys.JANITOR)

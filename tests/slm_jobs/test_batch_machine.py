@@ -183,7 +183,7 @@ class BatchMachine(RuleBasedStateMachine):
             self.turn = client
         if self.turn == client and company is Company.ANY:
             assert not works  # it empties itself
-        elif suspects and company is not Company.ANY:
+        elif suspects and (company is Company.SUSPECTS or self.turn == client):
             self.are_suspects(works, suspects, room, company)
         elif company is Company.SUSPECTS:
             assert not works
@@ -229,14 +229,14 @@ class BatchMachine(RuleBasedStateMachine):
         if held:
             assert self.stores[client].batches.finish(ends) == expected
 
-    @rule(client=clients, held=st.lists(works, max_size=4))
-    def hand_back(self, client: int, held: list[Work]) -> None:
+    @rule(client=clients, held=st.lists(works, max_size=4), crashed=st.booleans())
+    def hand_back(self, client: int, held: list[Work], crashed: bool) -> None:
         returned = 0
         for work in held:
             if self.owned(work):
-                self.requeue(work.id)
+                self.count_crash(work.id) if crashed else self.requeue(work.id)
                 returned += 1
-        assert self.stores[client].hand_back(held) == returned
+        assert self.stores[client].hand_back(held, crashed=crashed) == returned
 
     @rule(client=clients, held=st.lists(works, max_size=4))
     def heartbeat(self, client: int, held: list[Work]) -> None:
@@ -276,13 +276,9 @@ class BatchMachine(RuleBasedStateMachine):
         for batch, known in self.known.items():
             for number, row in enumerate(known.rows):
                 if row.state == "running" and row.lease_until <= self.clock:
-                    row.crashes += 1
-                    if row.crashes >= MAX_CRASHES:
-                        row.state = "failed"
-                        self.settle(known)
+                    if self.count_crash(f"{batch}:{number}"):
                         exhausted += 1
                     else:
-                        self.requeue(f"{batch}:{number}")
                         requeued += 1
         assert (report.requeued, report.exhausted) == (requeued, exhausted)
         for known in self.known.values():
@@ -394,6 +390,16 @@ class BatchMachine(RuleBasedStateMachine):
             return False
         self.row(work.id).state = status
         self.settle(self.batch_of(work.id))
+        return True
+
+    def count_crash(self, row_id: str) -> bool:
+        known, row = self.batch_of(row_id), self.row(row_id)
+        row.crashes += 1
+        if row.crashes < MAX_CRASHES or known.stopped:
+            self.requeue(row_id)
+            return False
+        row.state = "failed"
+        self.settle(known)
         return True
 
     def requeue(self, row_id: str) -> None:

@@ -318,21 +318,6 @@ def test_suspects_run_among_themselves_and_then_alone(store: JobStore, redis: Re
     assert store.batches.get(batch.id).counts.succeeded == 4
 
 
-def test_who_holds_nothing_takes_suspects_whoever_empties_itself(
-    store: JobStore, redis: Redis
-) -> None:
-    submit(store, owner(store), 2)
-    crashed = claim(store, 2)
-    store.clock_offset_ms += LEASE_MS
-    sweep(store, redis)
-    assert claim(store, 9, worker="busy", company=Company.ANY) == []
-    job = create(store)
-    assert [work.id for work in claim(store, 9, worker="idle")] == [job.id]
-    assert claim(store, 9, worker="idle", company=Company.ANY) == []
-    assert [work.id for work in claim(store, 9, worker="idle")] == [row.id for row in crashed]
-    assert claim(store, 9, worker="busy") == []
-
-
 def test_a_suspect_job_has_a_place(make_store: MakeStore, redis: Redis) -> None:
     """Its line may be empty, which once was divided by."""
     store = make_store()

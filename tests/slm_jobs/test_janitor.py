@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from slm_jobs import keys
-from slm_jobs.schemas import Company, JobStatus
+from slm_jobs.schemas import JobStatus
 from slm_jobs.store import SWEEP_MOST, JobStore, SweepReport
 from slm_jobs.tickets import TICKETS_MAX, queue_name
 from tests.slm_jobs.conftest import MakeStore
@@ -181,27 +181,3 @@ def test_a_sign_of_life_updates_the_worker(store: JobStore) -> None:
     busier = WORKER.model_copy(update={"running": 9})
     store.heartbeat(busier, [])
     assert store.workers() == [busier]
-
-
-def beat(store: JobStore, worker: str) -> None:
-    store.heartbeat(WORKER.model_copy(update={"id": worker}), [])
-
-
-def two_suspects(store: JobStore, redis: Redis) -> None:
-    for _ in range(2):
-        create(store)
-        claim(store, worker="w1")
-    store.clock_offset_ms += LEASE_MS + 1
-    assert sweep(store, redis).requeued == 2
-
-
-def test_the_turn_of_a_dead_worker_is_over(store: JobStore, redis: Redis) -> None:
-    two_suspects(store, redis)
-    beat(store, "w2")
-    assert store.claim_next(MODEL, worker="w2")  # takes the turn, and dies
-    store.clock_offset_ms += LEASE_MS + 1
-    beat(store, "w3")
-    sweep(store, redis)
-    assert redis.get(keys.TURN) is None
-    assert store.claim_next(MODEL, worker="w3", company=Company.ANY) == []  # it empties itself now
-    assert store.claim_next(MODEL, worker="w3")

@@ -112,6 +112,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.locked = False
         self.turn: tuple[str, int] | None = None  # who empties itself for a model's suspects
         self.jobs_come = ""  # before the turn's next suspect, as `claim.lua` has it
+        self.alive: dict[int, int] = {}  # until when, by client
+        self.apart: dict[int, bool] = {}  # who runs suspects, and whether it may take more of them
         self.claim_numbers = [0] * 3  # of each client, and the last one that was answered
         self.answered = [0] * 3
         self.unheard: list[Work | None] = [None] * 3  # what a claim got whose reply was lost
@@ -242,6 +244,9 @@ class StoreMachine(RuleBasedStateMachine):
         )
         self.redis.persist(keys.TURN_JOBS)  # it runs out when the machine says so
         expected = self.expect_claim(client, model, company)
+        assert set(self.redis.zrange(keys.APART, 0, -1)) == {f"w{n}" for n in self.apart}
+        if self.apart.get(client):
+            self.redis.zadd(keys.APART, {f"w{client}": "+inf"})  # likewise
         if not works:
             assert expected is None
             return None
@@ -270,15 +275,18 @@ class StoreMachine(RuleBasedStateMachine):
         done = self.stores[client].cancelled(work, OUTPUTS, USAGE, fingerprint="fp32")
         assert done is self.end(work, CANCELLED)
 
-    @rule(client=clients, held=st.lists(works, max_size=4))
-    def hand_back(self, client: int, held: list[Work]) -> None:
+    @rule(client=clients, held=st.lists(works, max_size=4), crashed=st.booleans())
+    def hand_back(self, client: int, held: list[Work], crashed: bool) -> None:
         returned = 0
         for work in held:
             job = self.expected[work.id]
             if job.owned_by(work):
+                job.crashes += crashed
                 job.status = CANCELLED if job.cancel_requested else QUEUED
+                if job.crashes >= MAX_CRASHES and job.status is QUEUED:
+                    job.status = FAILED
                 returned += 1
-        assert self.stores[client].hand_back(held) == returned
+        assert self.stores[client].hand_back(held, crashed=crashed) == returned
 
     @rule(client=clients, held=st.lists(works, max_size=4))
     def heartbeat(self, client: int, held: list[Work]) -> None:
@@ -287,7 +295,9 @@ class StoreMachine(RuleBasedStateMachine):
         for job in newest.keys() - lost:
             self.expected[job].lease_until = self.clock + LEASE_S
         cancelled = {job for job in newest.keys() - lost if self.expected[job].cancelling}
-        assert self.stores[client].heartbeat(WORKER, held) == (lost, cancelled)
+        worker = WORKER.model_copy(update={"id": f"w{client}"})
+        assert self.stores[client].heartbeat(worker, held) == (lost, cancelled)
+        self.alive[client] = self.clock + LEASE_S
 
     # Time, and what goes wrong with it
 
@@ -313,6 +323,11 @@ class StoreMachine(RuleBasedStateMachine):
         for job in list(self.expected):
             self.expire(job)
         assert (report.requeued, report.exhausted) == (requeued, exhausted)
+        for dead in [n for n, until in self.alive.items() if until <= self.clock]:
+            del self.alive[dead]
+            self.apart.pop(dead, None)
+            if self.turn and self.turn[1] == dead:
+                self.turn, self.jobs_come = None, ""
         for model in MODELS:
             count = len(self.waiting(model)) + len(self.suspects(model))
             assert self.redis.llen(queue_name(model)) >= min(count, TICKETS_MAX)
@@ -326,6 +341,12 @@ class StoreMachine(RuleBasedStateMachine):
     def end_the_time_of_jobs(self) -> None:
         self.redis.delete(keys.TURN_JOBS)
         self.jobs_come = ""
+
+    @rule()
+    def end_the_time_of_suspects(self) -> None:
+        for client in self.apart:
+            self.apart[client] = False
+            self.redis.zadd(keys.APART, {f"w{client}": 0})
 
     @rule(model=models, count=st.integers(1, 3))
     def lose_tickets(self, model: str, count: int) -> None:
@@ -439,7 +460,9 @@ class StoreMachine(RuleBasedStateMachine):
         if self.turn == mine and not suspects:
             self.turn, self.jobs_come = None, ""
         if company is Company.SUSPECTS:
-            return self.next_suspect(suspects, company)
+            over = self.apart.get(client) is False and self.waiting(model)
+            return None if over else self.next_suspect(suspects, client, company)
+        self.apart.pop(client, None)
         if suspects and self.turn in (None, mine):
             self.turn = mine
             come = self.jobs_come == "now" or (not company and self.jobs_come == "next")
@@ -449,20 +472,25 @@ class StoreMachine(RuleBasedStateMachine):
             if company:
                 return None
             self.jobs_come = "next"
-            return self.next_suspect(suspects, company)
+            return self.next_suspect(suspects, client, company)
         if self.turn and self.turn[1] == client:
-            return None
+            if self.suspects(self.turn[0]):
+                return None
+            self.turn, self.jobs_come = None, ""
         if fresh := self.next_fresh(model):
             return fresh
-        return None if company else self.next_suspect(suspects, company)
+        helps = suspects and not company and len(self.apart) < len(self.alive) - 1
+        return self.next_suspect(suspects, client, company) if helps else None
 
     def next_fresh(self, model: str) -> tuple[str, Company] | None:
         fresh = (job for job in self.waiting(model) if not self.expire(job))
         return next(((job, Company.ANY) for job in fresh), None)
 
     def next_suspect(
-        self, suspects: list[str], company: Company | None
+        self, suspects: list[str], client: int, company: Company | None
     ) -> tuple[str, Company] | None:
+        if not company:
+            self.apart[client] = True
         for job in suspects:
             if self.expected[job].crashes + 1 < MAX_CRASHES:
                 return job, Company.SUSPECTS
@@ -486,7 +514,7 @@ class StoreMachine(RuleBasedStateMachine):
         for job in self.expected.values():
             if job.status is RUNNING and job.lease_until <= self.clock:
                 job.crashes += 1
-                if job.crashes >= MAX_CRASHES:
+                if job.crashes >= MAX_CRASHES and not job.cancel_requested:
                     job.status = FAILED
                     exhausted += 1
                 else:

@@ -14,7 +14,7 @@ from slm_core.errors import PromptTooLong
 from tests.slm_core.conftest import random_model
 from tests.worker.fakes import FakeEngine
 from worker.batcher import ContinuousBatcher
-from worker.lane import EngineFault, HandedBack, Request, Submission
+from worker.lane import EngineFault, EngineLost, HandedBack, Request, Submission
 
 MODEL = "m"
 
@@ -178,15 +178,25 @@ def test_a_hung_or_dead_engine_is_noticed(
     assert texts(slow) == ["slow#0"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_when_the_thread_dies_its_work_is_handed_back(
+def test_where_no_reset_helps_the_engine_is_lost(
     batcher: ContinuousBatcher, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die() -> None:
         raise RuntimeError("reset failed, too")
 
     monkeypatch.setattr(engine, "reset", die)
-    for prompt in ("boom", "later"):
+    for prompt, outcome in (("boom", EngineLost), ("later", HandedBack)):
+        with pytest.raises(outcome):
+            batcher.submit(MODEL, [request(prompt), request(prompt)]).future.result(timeout=5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_the_thread_dies_its_work_is_handed_back(
+    batcher: ContinuousBatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a mistake of ours."""
+    monkeypatch.setattr(batcher._lanes[MODEL], "step", lambda: 1 / 0)
+    for prompt in ("a", "later"):
         with pytest.raises(HandedBack):
             batcher.submit(MODEL, [request(prompt), request(prompt)]).future.result(timeout=5)
     assert batcher.stalled_for() == math.inf

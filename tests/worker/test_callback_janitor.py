@@ -33,7 +33,7 @@ def test_jobs_expire_where_no_worker_is_left(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(janitor, "TICK_SECONDS", 0.001)
 
     async def run() -> None:
-        task = asyncio.create_task(janitor.sweep(store, 0.001))
+        task = asyncio.create_task(janitor.sweep(store))
         async with asyncio.timeout(30):
             while store.get(job.id).status is not JobStatus.EXPIRED:
                 await asyncio.sleep(0.001)

@@ -18,7 +18,7 @@ from slm_jobs.store import JobStore
 from tests.worker.fakes import FakeEngine
 from tests.worker.test_batcher import until
 from tests.worker.test_host import MODEL, OTHER, make_host, serve, serving, submit
-from worker.host import Host
+from worker.host import EXIT_LOST, Host
 
 MakeHost = Callable[..., Host]
 
@@ -601,10 +601,13 @@ def test_a_mistake_of_ours_ends_no_feeding(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_when_the_engines_die_no_more_rows_are_taken(
+def test_when_the_engines_die_all_rows_go_back(
     host: Host, store: JobStore, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process ends then; what it held counts a crash."""
+    """What was in one is suspect, then the process ends."""
+    exits: list[int] = []
+    monkeypatch.setattr("worker.host.os._exit", exits.append)
+    monkeypatch.setattr("worker.host.logging.shutdown", lambda: None)
 
     def die() -> None:
         raise RuntimeError("reset failed, too")
@@ -614,9 +617,14 @@ def test_when_the_engines_die_no_more_rows_are_taken(
     thread = serving(host)
     thread.join(5)
     assert not thread.is_alive()
+    until(lambda: bool(exits))
+    assert exits == [EXIT_LOST]
     assert host.claim(MODEL) == []
-    assert batch(store, batch_id).counts.running <= 14
-    assert len(host._leases) > 0  # the process's end tells what it was
+    assert len(host._leases) == 0
+    assert batch(store, batch_id).counts.running == 0
+    suspects = store.claim_next(MODEL, worker="successor", rows=100)
+    assert [work.company for work in suspects] == [Company.SUSPECTS] * len(suspects)
+    assert f"{batch_id}:1" in {work.id for work in suspects}
 
 
 def test_many_threads_hosts_and_kinds_of_work(make: MakeHost, store: JobStore) -> None:

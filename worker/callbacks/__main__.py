@@ -52,7 +52,7 @@ async def serve(settings: Settings, store: JobStore) -> None:
         settings.callback_per_host,
         len(settings.callback_schedule_seconds),
     )
-    janitor = asyncio.create_task(sweep(store, settings.lease_seconds), name="janitor")
+    janitor = asyncio.create_task(sweep(store), name="janitor")
     async with events:
         await courier.run()
     janitor.cancel()

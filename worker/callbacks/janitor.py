@@ -9,7 +9,6 @@ import logging
 import re
 
 from slm_jobs.errors import StoreUnavailable
-from slm_jobs.outage import Outage
 from slm_jobs.store import JobStore
 
 log = logging.getLogger(__name__)
@@ -19,20 +18,16 @@ TICK_SECONDS = 1.0
 _NOT_ALLOWED = re.compile("NOPERM|no permissions|executing the script can't")
 
 
-async def sweep(store: JobStore, lease_seconds: float) -> None:
+async def sweep(store: JobStore) -> None:
     """Until it is cancelled; or not at all, where this process's rules in Redis forbid it."""
-    outage = Outage(lease_seconds)
     while True:
-        pause = TICK_SECONDS
         try:
             await asyncio.to_thread(store.sweep)
-            outage.over()
         except StoreUnavailable as error:
             log.debug("cannot sweep: %s", error)
-            pause = max(TICK_SECONDS, outage.pause())
         except Exception as error:
             if _NOT_ALLOWED.search(str(error)):
                 log.info("Redis lets this process only deliver: workers sweep")
                 return
             log.exception("sweep failed")
-        await asyncio.sleep(pause)
+        await asyncio.sleep(TICK_SECONDS)

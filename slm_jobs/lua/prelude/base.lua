@@ -79,6 +79,7 @@ end
 local function forget_worker(worker)
   redis.call('ZREM', WORKERS, worker)
   redis.call('HDEL', WORKER_INFO, worker)
+  redis.call('ZREM', APART, worker)
   if (redis.call('GET', TURN) or ''):match('(%S+)$') == worker then
     redis.call('DEL', TURN, TURN_JOBS)
   end

@@ -36,12 +36,14 @@ local function crashes_of(id)
   return tonumber(crashes)
 end
 
--- After its worker fell silent: running -> waiting again, as a suspect; or -> failed, after `most` times.
--- Returns whether it failed. `error` is that of a job; a row's is the code "attempts_exhausted".
+-- After its worker crashed or fell silent: running -> waiting again, as a suspect; or -> failed, after
+-- `most` times; or -> how a client, or a window, has ended it. Returns whether it failed. `error` is that
+-- of a job; a row's is the code "attempts_exhausted".
 local function count_crash(id, most, error)
   local batch, row = row_of(id)
   if not batch then
-    if redis.call('HINCRBY', JOB .. id, 'crashes', 1) < most then
+    local crashes = redis.call('HINCRBY', JOB .. id, 'crashes', 1)
+    if crashes < most or redis.call('HEXISTS', JOB .. id, 'cancel_requested') == 1 then
       requeue_job(id)
       return false
     end
@@ -49,7 +51,7 @@ local function count_crash(id, most, error)
     return true
   end
   local _, crashes = lease_of(batch, row)
-  if crashes + 1 < most then
+  if crashes + 1 < most or redis.call('HEXISTS', BATCH .. batch, 'stopped') == 1 then
     requeue_row(batch, row, crashes + 1)
     return false
   end
