@@ -94,7 +94,6 @@ async def _rate_limited(request: Request, error: RateLimited) -> Response:
 
 _PLAIN: dict[type[SlmJobsError], str] = {  # what the error says is for clients
     PriorityTooHigh: "forbidden",
-    QueueFull: "queue_full",
     IdempotencyConflict: "idempotency_conflict",
     JobGone: "job_gone",
     JobNotEnded: "job_not_ended",
@@ -104,6 +103,11 @@ _PLAIN: dict[type[SlmJobsError], str] = {  # what the error says is for clients
     NoSuchKey: "key_not_found",
     TooManyFiles: "too_many_files",
 }
+
+
+async def _queue_full(request: Request, error: QueueFull) -> Response:
+    headers = {"Retry-After": str(error.retry_after)}
+    return await _problem(request, Problem("queue_full", _sentence(error), headers=headers))
 
 
 async def _plain(request: Request, error: SlmJobsError) -> Response:
@@ -167,6 +171,7 @@ def install(app: FastAPI) -> None:
         KeyRejected: _key_rejected,
         RateLimited: _rate_limited,
         **dict.fromkeys(_PLAIN, _plain),
+        QueueFull: _queue_full,
         CallbackUrlRefused: _callback_url_refused,
         StoreUnavailable: _store_unavailable,
         HTTPException: _http_error,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measure import random_model, report
-from benchmarks.pressure import Customers, Outcome, Watch, make_key, quantile
+from benchmarks.pressure import Customers, Outcome, Watch, make_key, quantile, stop
 from slm_client.stack import Stack, StackOptions
 from slm_core import save_checkpoint
 
@@ -27,6 +28,7 @@ _TRIES = 5  # of a client that comes again
 _NARROW = 5  # requests a minute of a key that meets its own limit
 _PROBES = 3  # jobs one after the other, before; and in a row that must be as fast, after
 _NORMAL = 1.5  # times as long as before is normal again
+_NORMAL_WITHIN = 10.0  # seconds
 
 
 def main(
@@ -46,6 +48,8 @@ def main(
         with Stack(options, on_event=print) as stack:
             figures = asyncio.run(_measure(stack, seconds, times, waiting, slots))
     report("overload", preset=preset, waiting=waiting, slots=slots, **figures)
+    late = figures["normal_after_s"] > _NORMAL_WITHIN
+    sys.exit(1 if late or figures["over_bound"] or figures["growing"] else 0)
 
 
 async def _measure(
@@ -71,9 +75,9 @@ async def _measure(
         normal = await _seconds_until_normal(customers, before)
         outcomes = await asyncio.gather(*tasks)
         narrow_outcomes = await narrowly
-        watching.cancel()
-    # what may wait before it and what runs, and then itself beside others, at the rate of the time
-    bound = (waiting + 2 * slots) * lasted / ended
+    stop(watching)
+    # what may wait before it and what runs, and then itself beside others, at the measured capacity
+    bound = (waiting + 2 * slots) / capacity
     served = [outcome.served_seconds for outcome in outcomes if outcome.status]
     again = [outcome for outcome in outcomes[::2] if outcome.refusals]
     told = [outcome for outcome in narrow_outcomes if "rate_limited" in outcome.refusals]
@@ -123,10 +127,13 @@ async def _probe(customers: Customers) -> float:
 
 
 async def _seconds_until_normal(customers: Customers, before: float) -> float:
-    """Until jobs are taken at once, and several in a row end about as soon as before."""
+    """Until jobs are taken at once, and several in a row end about as soon as before. Infinite if
+    that does not happen."""
     began = since = time.perf_counter()
     normal = 0
     while normal < _PROBES:
+        if time.perf_counter() - began > 6 * _NORMAL_WITHIN:
+            return math.inf
         started = time.perf_counter()
         if await _probe(customers) <= _NORMAL * before:
             since = since if normal else started

@@ -22,7 +22,7 @@ from slm_client.stack import Stack
 _MB = 1 << 20
 _WORDS = ("once upon a time there was a little fox who lived under the old oak tree " * 2).split()
 _SLACK = {"mb": 5.0, "fds": 3.0, "threads": 2.0, "keys": 50.0}  # growth that may be chance,
-_NOISE = 0.03  # with so much of what there is
+_NOISE = 0.01  # with so much of what there is
 
 
 @dataclass
@@ -176,6 +176,14 @@ class Watch:
             for name, by in grown.items()
             if by > _SLACK[name.rpartition(".")[2]] + _NOISE * now[name]
         ]
+
+
+def stop(*tasks: asyncio.Task[None]) -> None:
+    """Ends what runs for ever. Raises what one has ended of: a process that is gone, say."""
+    for task in tasks:
+        if task.done():
+            task.result()
+        task.cancel()
 
 
 def quantile(values: list[float], percent: int) -> float:

@@ -1,5 +1,6 @@
 """Hours in short: the service at 80 % of its capacity, with streams, callbacks and batches, while
-memory, files, threads and keys are counted. What grows is named, and the status is 1.
+memory, files, threads and keys are counted. What grows is named, and the status is 1; likewise if
+a job did not succeed, or a process ended.
 
 python -m benchmarks.soak --minutes 30
 """
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measure import random_model, report
-from benchmarks.pressure import Customers, Watch, make_key, quantile
+from benchmarks.pressure import Customers, Watch, make_key, quantile, stop
 from slm_client.stack import Stack, StackOptions
 from slm_core import save_checkpoint
 
@@ -45,7 +46,7 @@ def main(
         with Stack(options, on_event=print) as stack:
             figures = asyncio.run(_measure(stack, 60 * minutes, share, slots))
     report("soak", preset=preset, minutes=minutes, slots=slots, **figures)
-    sys.exit(1 if figures["growing"] else 0)
+    sys.exit(1 if figures["growing"] or set(figures["ends"]) != {"succeeded"} else 0)
 
 
 async def _measure(stack: Stack, seconds: float, share: float, slots: int) -> dict[str, Any]:
@@ -65,8 +66,7 @@ async def _measure(stack: Stack, seconds: float, share: float, slots: int) -> di
             asyncio.create_task(_send_batches(customers, hook)),
         ]
         outcomes = await asyncio.gather(*await customers.pace(share * capacity, seconds))
-        for task in beside:
-            task.cancel()
+        stop(*beside)
     receiver.close()
     counted = seconds * (1 - _SETTLED)
     grown = watch.growth(began + seconds * _SETTLED, began + seconds)

@@ -109,19 +109,49 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def check_redis(url: str) -> None:
-    """Raises StartError unless something listens at a `redis://` or `rediss://` address."""
+    """Raises StartError unless something listens where the address says: at one of several, if it
+    is that of Sentinels."""
+    places = _places(url)
+    if not places:
+        raise StartError(
+            "--redis-url must look like redis://127.0.0.1:6379/0, rediss://…, "
+            "unix:///run/redis.sock or redis+sentinel://host:26379,host:26379/name."
+        )
+    reason: object = ""
+    for place in places:
+        try:
+            _connect(place)
+        except OSError as error:
+            reason = error.strerror or error
+        else:
+            return
+    raise StartError(f"no Redis answers at {without_password(url)}: {reason}.")
+
+
+def _places(url: str) -> list[str | tuple[str, int]]:
+    """Paths of sockets, or hosts and ports. None if the address is not one of Redis."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return [parts.path] if parts.path else []
+    ports = {"redis": 6379, "rediss": 6379, "redis+sentinel": 26379, "rediss+sentinel": 26379}
+    if parts.scheme not in ports:
+        return []
+    hosts = parts.netloc.rpartition("@")[2]
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or 6379
+        each = [urlsplit(f"//{host}") for host in hosts.split(",")]
+        found = [(part.hostname or "", part.port or ports[parts.scheme]) for part in each]
     except ValueError:
-        host = None
-    if host is None or parts.scheme not in ("redis", "rediss"):
-        raise StartError("--redis-url must look like redis://127.0.0.1:6379/0.")
-    try:
-        socket.create_connection((host, port), timeout=3).close()
-    except OSError as error:
-        reason = error.strerror or error
-        raise StartError(f"no Redis answers at {without_password(url)}: {reason}.") from None
+        return []
+    return list(found) if all(host for host, _ in found) else []
+
+
+def _connect(place: str | tuple[str, int]) -> None:
+    if isinstance(place, tuple):
+        socket.create_connection(place, timeout=3).close()
+        return
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(3)
+        sock.connect(place)
 
 
 def without_password(url: str) -> str:

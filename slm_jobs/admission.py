@@ -50,8 +50,6 @@ def refusal(outcome: str, details: Sequence[Any]) -> Refused:
             return PriorityTooHigh(details[0])
         case "memory":
             return QueueFull("Redis is nearly out of memory")
-        case "full":
-            return QueueFull(f"{details[0]} jobs of this model wait already")
         case "limited":
             return RateLimited([Quota(*quota) for quota in details[0]])
     raise ValueError(f"a script answered {outcome!r}")

@@ -158,7 +158,11 @@ class RateLimited(Refused):
 
 
 class QueueFull(Refused):
-    pass
+    """`retry_after`: seconds until there may be room."""
+
+    def __init__(self, message: str, retry_after: int = 30) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class IdempotencyConflict(Refused):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from slm_jobs.callbacks import CallbackStore, target_fields
 from slm_jobs.commands import Commands
 from slm_jobs.connection import connect, store_errors
 from slm_jobs.dead_letters import DeadLetters
-from slm_jobs.errors import JobNotEnded, JobNotFound, Quota
+from slm_jobs.errors import JobNotEnded, JobNotFound, QueueFull, Quota
 from slm_jobs.files import FileStore
 from slm_jobs.gauges import Memory, Rates
 from slm_jobs.records import (
@@ -63,6 +64,8 @@ log = logging.getLogger(__name__)
 
 SWEEP_LOCK_MS = 900  # janitors tick once a second: one of them sweeps
 SWEEP_MOST = 256  # jobs of a kind in one sweep, so that it never holds Redis up for long
+_ROOM = 0.05  # of a full queue, which is worth coming again for
+_PATIENCE_SECONDS = 60
 SCANNED_JOBS = 1_000  # for one page of a list
 DRAWN_SEED_BITS = 53  # what JavaScript reads exactly, so that every client can send it again
 IDEMPOTENCY_SECONDS = 86_400 + 3_600  # a day at least, whatever clocks think
@@ -187,6 +190,8 @@ class JobStore:
             *flattened(target_fields(spec.callback, owner.key if owner else "")),
             *flattened(deadline_fields(spec)),
         )
+        if outcome == "full":
+            raise self._full(spec.model, *details)
         if outcome not in ("taken", "known"):
             raise refusal(outcome, details)
         known_id, values, place, quotas = details
@@ -281,6 +286,13 @@ class JobStore:
         """How many jobs wait for the model; running ones do not count."""
         with store_errors():
             return self._redis.zcard(keys.waiting(model))
+
+    def _full(self, model: str, waiting: int, tokens: int) -> QueueFull:
+        """Who was refused may come again when some of what waits has gone. A place is free sooner,
+        but many want it."""
+        seconds = tokens * _ROOM / (self._rates.of(model) or math.inf)
+        message = f"{waiting} jobs of this model wait already"
+        return QueueFull(message, min(max(1, math.ceil(seconds)), _PATIENCE_SECONDS))
 
     def _to_job(self, job_id: str, record: dict[str, str], place: list[int]) -> Job:
         """With its place in the queue; its share of the queue's tokens is taken for its share of

@@ -167,6 +167,8 @@ def drop(
 ) -> None:
     """Forget dead letters, with their texts and callbacks, for ever.
 
+    Exit code: 1 if any of the IDs was no dead letter.
+
     Examples:
 
     \b
@@ -178,9 +180,13 @@ def drop(
         raise typer.BadParameter("--all forgets every dead letter for ever; --yes says so")
     with _connect(url, api_key, data_dir) as client:
         if job_ids:
-            for job_id in job_ids:
-                client.dead_letters.drop(job_id)
-                say(f"{job_id}: dropped")
+            missing = 0
+            for job_id in dict.fromkeys(job_ids):
+                dropped = _dropped(client, job_id)
+                missing += not dropped
+                say(f"{job_id}: {'dropped' if dropped else _NONE}")
+            if missing:
+                raise typer.Exit(1)
             return
         found = list(dict.fromkeys(job.id for job in client.dead_letters.list()))
         done = 0
@@ -209,6 +215,9 @@ def _connect(url: str, api_key: str | None, data_dir: Path) -> Iterator[Client]:
         raise
 
 
+_NONE = "no dead letter; it may have been dropped, or has expired"
+
+
 def _check_choice(job_ids: list[str] | None, everything: bool) -> None:
     if bool(job_ids) == everything:
         raise typer.BadParameter("give either IDs or --all")
@@ -222,7 +231,7 @@ def _say_redriven(parts: Iterable[Redriven]) -> None:
             how = f"had run again ({job.status})" if job.ended else "runs again"
             say(f"{job.retry_of}: {how} as {job.id}")
         for job_id in part.not_found:
-            say(f"{job_id}: no dead letter; it may have been dropped, or has expired")
+            say(f"{job_id}: {_NONE}")
         missing += len(part.not_found)
     if missing:
         raise typer.Exit(1)

@@ -5,7 +5,7 @@
 --   "taken" or "known": {id, the record, its place, the quotas}; a known id is left as it is, so a
 --       caller that got no reply may ask again, and so is the job of a known idempotency key
 --   "unauthorised" | "conflict" (another body came with this idempotency key) | "gone": {id} |
---   "priority": {highest} | "memory" | "full": {waiting} | "limited": {the quotas}
+--   "priority": {highest} | "memory" | "full": {waiting, their tokens} | "limited": {the quotas}
 -- `key` is '' for jobs that are nobody's and have no limits.
 local id, model, priority, tokens = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local most_waiting, key, digest = tonumber(ARGV[6]), ARGV[7], ARGV[8]
@@ -49,7 +49,7 @@ if not known then
   end
   local waiting = redis.call('ZCARD', WAITING .. model)
   if waiting >= most_waiting then
-    return { 'full', waiting }
+    return { 'full', waiting, tonumber(redis.call('HGET', QUEUED_TOKENS, model) or 0) }
   end
 end
 

@@ -180,9 +180,11 @@ def test_dlq_redrive_all(five: FakeService) -> None:
 
 @pytest.mark.usefixtures("url")
 def test_dlq_drop(five: FakeService) -> None:
-    result = slm("dlq", "drop", "job_2", "job_2")
+    result = slm("dlq", "drop", "job_9", "job_2", "job_2")
     assert result.exit_code == 1
-    assert result.stderr.startswith("job_2: dropped\n404 dead_letter_not_found: ")
+    assert result.stderr == (
+        "job_9: no dead letter; it may have been dropped, or has expired\njob_2: dropped\n"
+    )
     result = slm("dlq", "drop", "--all")
     assert result.exit_code == 2
     assert "--yes says so" in result.stderr

@@ -113,6 +113,19 @@ def test_a_given_redis(redis_server: RedisServer) -> None:
     with pytest.raises(StartError, match=r"no Redis answers at redis://127\.0\.0\.1") as caught:
         preflight.check_redis(f"redis://:secret@127.0.0.1:{free_port()}/0")
     assert "secret" not in str(caught.value)
-    for url in ("127.0.0.1:6379", "http://127.0.0.1", "redis://", "redis://127.0.0.1:port"):
+    port = redis_server.url.rpartition(":")[2].partition("/")[0]
+    nobody = f"127.0.0.1:{free_port()}"
+    preflight.check_redis(f"redis+sentinel://user:p@{nobody},127.0.0.1:{port}/name")
+    for url in (f"redis+sentinel://{nobody},{nobody}/name", "unix:///nowhere/redis.sock"):
+        with pytest.raises(StartError, match="no Redis answers"):
+            preflight.check_redis(url)
+    for url in (
+        "127.0.0.1:6379",
+        "http://127.0.0.1",
+        "redis://",
+        "redis://127.0.0.1:port",
+        "unix://",
+        "redis+sentinel://a,,b/name",
+    ):
         with pytest.raises(StartError, match="must look like"):
             preflight.check_redis(url)

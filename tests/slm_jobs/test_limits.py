@@ -29,7 +29,7 @@ from slm_jobs.errors import (
 from slm_jobs.schemas import JobStatus, Usage
 from slm_jobs.store import JobStore
 from tests.slm_jobs.conftest import MakeStore
-from tests.slm_jobs.examples import ERROR, MODEL, OUTPUTS, claim, spec, sweep
+from tests.slm_jobs.examples import ERROR, MODEL, OUTPUTS, WORKER, claim, spec, sweep
 
 Create = Callable[..., Admission]
 
@@ -174,6 +174,20 @@ def test_a_full_queue_takes_nothing(make_store: MakeStore) -> None:
     assert store.create(spec(), owner=owner, idempotency=again).replayed
     claim(store)
     assert quotas(store.create(spec(), owner=owner))["requests"].remaining == 0
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(None, 1), (1_000, 1), (100, 5), (1, 60)])
+def test_who_finds_the_queue_full_is_told_when_there_may_be_room(
+    make_store: MakeStore, rate: float | None, seconds: int
+) -> None:
+    store = make_store(max_waiting_jobs=2)
+    if rate:
+        store.heartbeat(WORKER.model_copy(update={"tokens_per_second": {MODEL: rate}}), [])
+    for _ in range(2):
+        store.create(spec(), tokens=5_000)
+    with pytest.raises(QueueFull) as caught:
+        store.create(spec())
+    assert caught.value.retry_after == seconds
 
 
 def test_redis_without_memory_takes_nothing(real_redis: Redis) -> None:
