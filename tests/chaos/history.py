@@ -38,11 +38,13 @@ class History:
         ends = {work: sum(e.what == "ended" for e in es) for work, es in self.events.items()}
         return Counter(ends)
 
+    def starts(self, work: str) -> int:
+        return sum(event.what == "started" for event in self.events[work])
+
     @property
     def restarts(self) -> int:
         """How often work was started that had been started before."""
-        starts = (sum(e.what == "started" for e in es) for es in self.events.values())
-        return sum(max(0, count - 1) for count in starts)
+        return sum(max(0, self.starts(work) - 1) for work in self.events)
 
     def recoveries(self, death: Death) -> list[float]:
         """Of the work that a worker had when it died: seconds until it ran again, or had ended."""

@@ -24,6 +24,7 @@ class Asked:
     replays: int = 0
     refusals: int = 0  # answers of 429 and 503
     uncertain: bool = False  # some request came to no answer: the job may exist
+    cancelled: bool = False
     deleted: bool = False
     seen: set[str] = field(default_factory=set)  # every end of it that was read, as JSON
     streamed_wrong: str = ""  # how its stream differs from its outputs
@@ -39,6 +40,7 @@ class AskedBatch:
     rows: list[dict[str, Any]]
     options: dict[str, Any]
     ids: set[str] = field(default_factory=set)
+    cancelled: bool = False
     results: list[Result] = field(default_factory=list)  # as they came while it ran
     troubles: list[str] = field(default_factory=list)
 

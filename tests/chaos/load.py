@@ -118,6 +118,7 @@ class Load:
         rng = random.Random(seed)
         for asked in [a for a in self.ledger.jobs[-100:] if a.ids and not a.seen]:
             if rng.random() < share:
+                asked.cancelled = True
                 self._spawn(asked, lambda a=asked: self._api(a, rng).cancel(min(a.ids)))
 
     # Jobs
@@ -161,6 +162,7 @@ class Load:
         job_id = min(asked.ids)
         if rng.random() < 0.1:
             self._stopping.wait(rng.uniform(0, 2))
+            asked.cancelled = True
             self._api(asked, rng).cancel(job_id)
         if asked.idempotency_key and rng.random() < 0.1:
             self._submit(asked, rng, tries)
@@ -188,7 +190,9 @@ class Load:
             except httpx.ConnectError:
                 time.sleep(0.5)
                 continue
-            except httpx.TransportError:
+            except httpx.TransportError as error:
+                if isinstance(error, httpx.ReadTimeout):
+                    asked.troubles.append("POST /jobs: no answer in 10 s")
                 asked.uncertain = True
                 if not asked.idempotency_key:
                     return False
@@ -248,6 +252,7 @@ class Load:
         for result in second.batches.results(batch.id, follow=True):
             asked.results.append(result)
             if cancelled and len(asked.results) == len(asked.rows) // 2:
+                asked.cancelled = True
                 first.batches.cancel(batch.id)
 
 

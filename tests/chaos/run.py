@@ -18,6 +18,7 @@ from tests.chaos.receiver import Receiver
 from tests.chaos.stack import CALLBACK_SECONDS, Stack
 from tests.slm_core.conftest import torch_threads
 
+RECOVERED_WITHIN = 5.0  # seconds after a lease: 95 of 100 works of killed workers run again
 LEASE_SECONDS = Settings.model_fields["lease_seconds"].default
 MOST_WAITING = 100  # jobs, so that a flood meets the ceiling
 _QUIET_SECONDS = 180.0  # until everything has ended and was told
@@ -71,6 +72,9 @@ def run(options: Options, folder: Path) -> tuple[list[str], dict[str, Any]]:
     wrong = [f"never at rest: {key}" for key in awake]
     if unanswered:
         wrong.append(f"{unanswered} clients never saw the end")
+    bound = options.lease + RECOVERED_WITHIN
+    if options.lease == LEASE_SECONDS and auditor.figures["recovery_p95_s"] > bound:
+        wrong.append(f"recovery took {auditor.figures['recovery_p95_s']} s, not {bound}")
     figures = {
         "faults": monkey.done.total(),
         "by_kind": dict(monkey.done),
