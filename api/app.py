@@ -24,9 +24,9 @@ from api.openai import batches as openai_batches
 from api.openai import files as openai_files
 from api.openai import routes as completions
 from api.request_context import RequestContext
-from slm_jobs.callback_urls import Resolve
 from slm_jobs.errors import ManifestError, SettingsError
 from slm_jobs.events import JobEvents
+from slm_jobs.lookups import Resolve
 from slm_jobs.manifest import Manifest
 from slm_jobs.redis_checks import check_redis
 from slm_jobs.settings import Settings
@@ -52,7 +52,7 @@ def create_app(
     manifest = Manifest.load(*settings.models_files)
     store = store or JobStore.from_settings(settings)
     events = events or JobEvents.from_settings(settings)
-    desk = Desk(settings, manifest, store, events, CallbackTargets(store.keys, resolve))
+    desk = Desk(settings, manifest, store, events, CallbackTargets(store, resolve))
     uploads = Uploads()
 
     @asynccontextmanager

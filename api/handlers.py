@@ -35,6 +35,7 @@ from slm_jobs.errors import (
     RateLimited,
     SlmJobsError,
     StoreUnavailable,
+    TooManyCallbacks,
     TooManyFiles,
 )
 
@@ -102,6 +103,7 @@ _PLAIN: dict[type[SlmJobsError], str] = {  # what the error says is for clients
     BatchGone: "batch_gone",
     NoSuchKey: "key_not_found",
     TooManyFiles: "too_many_files",
+    TooManyCallbacks: "too_many_callbacks",
 }
 
 

@@ -108,6 +108,7 @@ def router(desk: Desk) -> APIRouter:
                 "unknown_template",
                 "prompt_too_long",
                 "callback_url_refused",
+                "too_many_callbacks",
             ),
         },
     )
@@ -244,8 +245,12 @@ def router(desk: Desk) -> APIRouter:
             **problems("unauthorised", "job_not_found", "job_not_ended", "store_unavailable")
         },
     )
-    def delete_job(job: VisibleJob) -> None:
-        """Cancel a job that has not ended first."""
-        desk.store.delete(job.id)
+    def delete_job(job: JobId, viewer: Viewer) -> None:
+        """Cancel a job that has not ended first. No more callbacks of it are sent; to stop them is
+        possible also when they have outlived its record."""
+        check_job_id(job)
+        if not desk.store.callbacks.of(job, viewer=viewer):
+            desk.store.get(job, viewer=viewer)
+        desk.store.delete(job)
 
     return routes

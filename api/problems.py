@@ -169,6 +169,12 @@ PROBLEMS: dict[str, ProblemType] = {
         "Limits reached: requests. Try again in 12 s.",
         retry_after=1,
     ),
+    "too_many_callbacks": ProblemType(
+        429,
+        "Too many callbacks of the key are pending",
+        "100000 callbacks of this key are pending, which is the most.",
+        retry_after=60,
+    ),
     "internal_error": ProblemType(
         500, "The service failed", "This is a fault of the service; it has been logged."
     ),

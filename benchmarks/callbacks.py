@@ -1,5 +1,6 @@
 """Callbacks through a real process and a real Redis: receivers that fail at random half of the
-time, one that never answers, and one that is well, whose deliveries must not notice.
+time, one that never answers, alone or for many keys, and one that is well, whose deliveries must
+not notice.
 
 python -m benchmarks.callbacks
 """
@@ -37,6 +38,8 @@ _SCHEDULE = [0, 0.2, 0.5, *[1.0] * 22]
 _TIMEOUT = 5.0  # of an attempt: the receiver that hangs holds its slots so long
 _CLOSED_SECONDS = 0.2
 _HANGING = 64  # deliveries to the receiver that hangs, from the beginning
+_FOR_EACH_KEY = 8  # deliveries to one that hangs for many keys
+_MOST_OF_A_HOST = 32  # attempts at once, whosever they are
 _FAULTS = {"fine": 50, "500": 22, "reset": 13, "slow": 13, "closed": 2}  # of 100 requests
 
 
@@ -97,15 +100,18 @@ class _Jobs:
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
+        self._owner = self.key()
+
+    def key(self) -> KeyProof:
         limits = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "jobs_in_flight"))
         key = KeySettings(name="benchmark", callback_hosts=["127.0.0.1"], **limits)
-        self._owner = KeyProof.of(store.keys.create(key).token)
+        return KeyProof.of(self._store.keys.create(key).token)
 
-    def end(self, url: str) -> str:
+    def end(self, url: str, owner: KeyProof | None = None) -> str:
         """The id of its delivery."""
         target = CallbackTarget(url, JOB_ENDS, outputs=True, link="https://slm.example/jobs/1")
         spec = JobSpec(model=_MODEL, prompts=["Once upon"], callback=target)
-        job = self._store.create(spec, owner=self._owner).job
+        job = self._store.create(spec, owner=owner or self._owner).job
         [work] = self._store.claim_next(_MODEL, worker="benchmark")
         outputs = [Output(index=0, text="a time " * 100, finish_reason="stop")]
         usage = Usage(prompt_tokens=2, completion_tokens=200, total_tokens=202)
@@ -120,6 +126,7 @@ def main(
     jobs: Annotated[int, typer.Option(help="Jobs that tell receivers that fail.")] = 1_000,
     per_second: Annotated[float, typer.Option(help="How fast these end.")] = 50.0,
     receivers: Annotated[int, typer.Option(help="Receivers that fail.")] = 4,
+    keys: Annotated[int, typer.Option(help="Keys that use a receiver that hangs.")] = 40,
 ) -> None:
     """Shows that each delivery arrives, and how soon."""
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +135,7 @@ def main(
         store = JobStore.from_settings(Settings(redis_url=redis.url))
         try:
             with _process(redis.url, Path(folder) / "log") as log:
-                figures = asyncio.run(_measure(_Jobs(store), jobs, per_second, receivers))
+                figures = asyncio.run(_measure(_Jobs(store), jobs, per_second, receivers, keys))
             figures["breakers_opened"] = log.read_text().count("cannot be reached")
         finally:
             store.close()
@@ -156,10 +163,12 @@ def _process(redis_url: str, log: Path) -> Iterator[Path]:
     assert process.returncode == 0, log.read_text()[-2_000:]
 
 
-async def _measure(made: _Jobs, jobs: int, per_second: float, receivers: int) -> dict[str, Any]:
+async def _measure(
+    made: _Jobs, jobs: int, per_second: float, receivers: int, keys: int
+) -> dict[str, Any]:
     failing = [_Receiver(**_FAULTS) for _ in range(receivers)]
-    well, hanging = _Receiver(fine=1), _Receiver(hang=1)
-    for receiver in (*failing, well, hanging):
+    well, hanging, shared = _Receiver(fine=1), _Receiver(hang=1), _Receiver(hang=1)
+    for receiver in (*failing, well, hanging, shared):
         await receiver.open()
     await _warm_up(made, well)
     alone = await _paced(made, [well], 100, per_second)
@@ -167,6 +176,13 @@ async def _measure(made: _Jobs, jobs: int, per_second: float, receivers: int) ->
     while len(hanging.came) < 8:  # it holds all the slots that it may
         await asyncio.sleep(0.01)
     beside = await _paced(made, [well], 100, per_second)
+    owners = [made.key() for _ in range(keys)]
+    for owner in owners * _FOR_EACH_KEY:
+        await asyncio.to_thread(made.end, shared.url, owner)
+    while len(shared.came) < min(keys, _MOST_OF_A_HOST):
+        await asyncio.sleep(0.01)
+    held = len(shared.came)
+    beside_shared = await _paced(made, [well], 100, per_second)
     named = await _paced(made, failing, jobs, per_second)
     delivered = await _delivered(made, named)
     came = {name: times for receiver in failing for name, times in receiver.came.items()}
@@ -186,6 +202,8 @@ async def _measure(made: _Jobs, jobs: int, per_second: float, receivers: int) ->
         "first_attempt_worst_ms": max(first),
         "well_alone_ms": _delays(made, well, alone),
         "well_beside_one_that_hangs_ms": _delays(made, well, beside),
+        f"well_beside_one_that_hangs_for_{keys}_keys_ms": _delays(made, well, beside_shared),
+        "connections_that_it_held": held,
         "hanging_attempts": sum(len(each.attempts) for each in made.deliveries(stuck)),
         "hanging_connections": sum(map(len, hanging.came.values())),
     }

@@ -6,13 +6,26 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 JobEventName = Literal["running", "succeeded", "failed", "cancelled", "expired"]
 BatchEventName = Literal["running", "progress", "completed", "failed", "cancelled", "expired"]
 
 JOB_ENDS: tuple[JobEventName, ...] = ("succeeded", "failed", "cancelled", "expired")
 BATCH_ENDS: tuple[BatchEventName, ...] = ("completed", "failed", "cancelled", "expired")
+
+# As `type` spells it in the callback, too.
+_AskedBatchEvent = Annotated[
+    Literal[BatchEventName, "batch.progress"],
+    AfterValidator(lambda name: name.removeprefix("batch.")),
+]
 
 CallbackUrl = Annotated[str, StringConstraints(min_length=1, max_length=2_048)]
 
@@ -42,7 +55,7 @@ class JobCallbackOptions(_Options):
 
 
 class BatchCallbackOptions(_Options):
-    callback_events: Annotated[list[BatchEventName], Field(min_length=1, max_length=8)] | None = (
+    callback_events: Annotated[list[_AskedBatchEvent], Field(min_length=1, max_length=8)] | None = (
         Field(
             None,
             description="What to be told of; default: its end. `progress`: each tenth of its rows.",
@@ -97,13 +110,22 @@ class Delivery(_Frozen):
 class DueDelivery(NamedTuple):
     """A delivery that a callback process has claimed."""
 
-    delivery: Delivery
-    payload: bytes  # JSON; the same at every attempt
+    id: str  # also the webhook-id
+    type: str
+    url: str
+    payload: (
+        bytes | None
+    )  # JSON; the same at every attempt. None: it cannot be made, as the log says
     tries: int  # attempts before this one, since it happened or was last replayed
     claim: int  # fences the outcome
     lane: str  # "<key> <host>:<port>": its share of the process
     secrets: tuple[str, ...]  # to sign with, the newest first
     allowed: tuple[str, ...]  # the key's `callback_hosts`, as they are now
+    revoked: bool = False  # the key is; nothing is sent any more
+
+    @property
+    def key(self) -> str:
+        return self.lane.partition(" ")[0]
 
 
 class Outcome(NamedTuple):

@@ -13,19 +13,19 @@ A refused URL has one of these reasons:
     fragment             it has a part after `#`, which is never sent
     invalid_host         its host is no name that DNS could have
     host_not_public      its host is a name of a local network, and not listed
-    address_not_allowed  its host is, or stands for, an address that is not public, and not listed
+    address_not_allowed  its host is, or has, an address that is neither public nor listed; or none
     https_required       http, and its host is not listed
     port_not_allowed     another port than 443 or 8443, and its host is not listed
-    unknown_host         there is no such name
+
+A name without addresses is refused as one with private ones is: which names there are in the
+network that we run in is nobody's business.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import socket
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -34,11 +34,10 @@ from typing import NamedTuple
 from pydantic import AnyUrl, ValidationError
 
 from slm_jobs.errors import CallbackUrlRefused
+from slm_jobs.lookups import Resolve, is_no_such_name, resolve
 
 MAX_URL = 2_048
 PORTS = (443, 8443)  # for hosts that are not listed
-
-Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 # Spaces, control characters and backslashes, which programs skip or read as something else, and a
 # missing or third slash.
@@ -49,8 +48,6 @@ _LOCAL = re.compile(
     r"(?:.*\.)?(?:localhost|localdomain|local|internal|intranet|private|corp|home|lan|onion|alt"
     r"|invalid|test|home\.arpa|svc)"
 )
-
-_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 _IPV4_NOT_GLOBAL = [
     IPv4Network(network)
@@ -152,29 +149,16 @@ def split(url: str) -> UrlParts:
     return UrlParts(parsed.scheme, host, port, (parsed.path or "/") + query)
 
 
-def check_address(address: str, host: str, port: int, allowed: Sequence[str]) -> None:
-    """Whether `host`, which is or has this address, may be called. Raises CallbackUrlRefused."""
-    parsed = None if "%" in address else _literal(address)  # no zones
-    if parsed is not None:
-        rules = _rules(tuple(allowed))
-        if _is_global(parsed) or any(
-            rule.covers(parsed, port) or rule.names(host, port) for rule in rules
-        ):
-            return
-    raise CallbackUrlRefused(  # which address it is, is nobody's business
-        "address_not_allowed",
-        "its host is not on the public internet: have it listed in the key's callback_hosts",
-    )
-
-
-async def resolve(host: str, port: int, *, executor: Executor | None = None) -> list[str]:
-    """The addresses of a name; an address is its own. Raises OSError."""
-    if _literal(host) is not None:
-        return [host]
-    infos = await asyncio.get_running_loop().run_in_executor(
-        executor, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    )
-    return list(dict.fromkeys(str(address[0]) for *_, address in infos))
+def check_addresses(addresses: Sequence[str], host: str, port: int, allowed: Sequence[str]) -> None:
+    """Whether `host`, which is or has these addresses, may be called: each of them, and there must
+    be one. Raises CallbackUrlRefused."""
+    rules = _rules(tuple(allowed))
+    if not addresses or not all(_may_be_called(each, host, port, rules) for each in addresses):
+        raise CallbackUrlRefused(  # which of them it is, is nobody's business
+            "address_not_allowed",
+            "its host has no address, or one that is not on the public internet: correct it, or"
+            " have it listed in the key's callback_hosts",
+        )
 
 
 async def check_reachable(
@@ -189,23 +173,18 @@ async def check_reachable(
     try:
         async with asyncio.timeout(timeout):
             addresses = await resolve(parts.host, parts.port)
-    except socket.gaierror as error:
-        if error.errno not in _NO_SUCH_NAME:
+    except OSError as error:
+        if not is_no_such_name(error):
             return
         addresses = []
-    except OSError:
-        return
-    if not addresses:
-        raise CallbackUrlRefused("unknown_host", "there is no host of this name")
-    for address in addresses:
-        check_address(address, parts.host, parts.port, allowed)
+    check_addresses(addresses, parts.host, parts.port, allowed)
 
 
 def _check_parts(parts: UrlParts, allowed: Sequence[str]) -> None:
     _, host, port, _ = parts
     listed = any(rule.names(host, port) for rule in _rules(tuple(allowed)))
     if _literal(host) is not None:
-        check_address(host, host, port, allowed)
+        check_addresses([host], host, port, allowed)
     elif not _NAME.fullmatch(host):
         raise CallbackUrlRefused("invalid_host", "its host is no name that DNS could have")
     elif not listed and ("." not in host or _LOCAL.fullmatch(host)):
@@ -222,6 +201,14 @@ def _check_parts(parts: UrlParts, allowed: Sequence[str]) -> None:
             "port_not_allowed",
             "use port 443 or 8443, or have its host listed in the key's callback_hosts",
         )
+
+
+def _may_be_called(address: str, host: str, port: int, rules: Sequence[_Rule]) -> bool:
+    parsed = None if "%" in address else _literal(address)  # no zones
+    if parsed is None:
+        return False
+    listed = any(rule.covers(parsed, port) or rule.names(host, port) for rule in rules)
+    return listed or _is_global(parsed)
 
 
 def _parse(url: str) -> AnyUrl | None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import secrets
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +27,7 @@ from slm_jobs.callback_schemas import (
 )
 from slm_jobs.callback_urls import split
 from slm_jobs.connection import store_errors
+from slm_jobs.errors import TooManyCallbacks
 from slm_jobs.records import fields, to_job, to_time
 
 if TYPE_CHECKING:
@@ -33,7 +36,10 @@ if TYPE_CHECKING:
     from slm_jobs.api_keys import ApiKey
     from slm_jobs.batches import Run
 
+log = logging.getLogger(__name__)
+
 MOST_ATTEMPTS = 50  # that are kept of a delivery
+MOST_PENDING = 100_000  # deliveries of a key; each takes Redis about a KiB, and its outputs twice
 SECRET_BYTES = 32
 _COPY = "record_"  # in front of the names of copied fields
 _JOB = {"id", "status", "model", "created_at", "started_at", "finished_at", "usage", "error"}
@@ -66,6 +72,9 @@ class CallbackStore:
     def __init__(self, redis: Redis, run: Run) -> None:
         self._redis = redis
         self._run = run
+        self._process = secrets.token_hex(8)
+        self._claim = self._answered = 0  # the number of the last, and of that whose reply came
+        self._claiming = threading.Lock()
 
     # The callback process
 
@@ -74,42 +83,46 @@ class CallbackStore:
         room: int,
         *,
         per_lane: int = 8,
-        per_key: int = 128,
-        busy: Mapping[str, int] | None = None,
+        per_host: int = 32,
+        running: Mapping[str, int] | None = None,
+        limits: Mapping[str, int] | None = None,
         lease_seconds: float = 60.0,
     ) -> tuple[list[DueDelivery], float]:
         """Up to `room` deliveries that are due, and the seconds until more may be, 60 at most.
 
-        Of a lane, the deliveries of one key to one host, the caller holds `per_lane` at most, and
-        `per_key` of all of a key's; `busy` tells how many it holds of each lane and each key. A
-        claim that is not settled lapses after `lease_seconds`.
+        `running` tells how many the caller has of each lane, the deliveries of one key to one host:
+        `per_lane` at most, or what `limits` say of some. `per_host` is for the lanes of all keys to
+        a host. A key is left as much room as it takes, at most: something stays free for others.
+
+        A claim that is not settled lapses after `lease_seconds`. What one gave whose reply was lost
+        comes again with the next.
         """
-        held = (part for pair in (busy or {}).items() for part in pair)
-        wait_ms, found = self._run(
-            "callback_claim", room, per_lane, per_key, round(lease_seconds * 1000), *held
-        )
-        records = [(entry[0], entry[1], fields(entry[2]), entry[3]) for entry in found]
-        # An entry without a record was deleted by hand.
-        records = [entry for entry in records if "of" in entry[2]]
-        known = {
-            key: (
-                tuple(secret.secret for secret in self.secrets(key)),
-                self._allowed(key),
-            )
-            for key in {record["key"] for _, _, record, _ in records}
-        }
-        due = [
-            DueDelivery(
-                delivery=_to_delivery(delivery_id, record, attempts),
-                payload=_payload(record),
-                tries=int(record["tries"]),
-                claim=claim,
-                lane=record["lane"],
-                secrets=known[record["key"]][0],
-                allowed=known[record["key"]][1],
-            )
-            for delivery_id, claim, record, attempts in records
+        running, limits = running or {}, limits or {}
+        lanes = [
+            part
+            for lane in {**running, **limits}
+            for part in (lane, running.get(lane, 0), limits.get(lane, per_lane))
         ]
+        with self._claiming:  # they are numbered
+            self._claim += 1
+            wait_ms, found, signing = self._run(
+                "callback_claim",
+                room,
+                per_lane,
+                per_host,
+                round(lease_seconds * 1000),
+                self._process,
+                self._claim,
+                self._answered,
+                _new_secret(),
+                *lanes,
+            )
+            owners = dict(zip(signing[::2], signing[1::2], strict=True))
+            due = [
+                _to_due(delivery_id, lane, fields(flat), owners[lane.partition(" ")[0]])
+                for delivery_id, lane, flat in found
+            ]
+            self._answered = self._claim
         return due, wait_ms / 1000
 
     def settle(self, outcomes: Sequence[Outcome]) -> list[bool]:
@@ -130,7 +143,7 @@ class CallbackStore:
     def release(self, claimed: Sequence[DueDelivery]) -> None:
         """Gives claims back that were not attempted, or not to their end."""
         if claimed:
-            parts = (part for due in claimed for part in (due.delivery.id, due.claim))
+            parts = (part for due in claimed for part in (due.id, due.claim))
             self._run("callback_release", *parts)
 
     # People
@@ -141,14 +154,6 @@ class CallbackStore:
         with store_errors():
             ids = cast("list[str]", self._redis.lrange(keys.DELIVERIES_OF + work_id, 0, -1))
         return self._read(ids, None if viewer is None or viewer.admin else viewer.id)
-
-    def owner(self, work_id: str) -> str | None:
-        """The key whose job or batch it is, or was: callbacks outlive it. None: it has none."""
-        with store_errors():
-            first = cast("str | None", self._redis.lindex(keys.DELIVERIES_OF + work_id, 0))
-            if first is None:
-                return None
-            return cast("str | None", self._redis.hget(keys.DELIVERY + first, "key"))
 
     def failed(
         self, key: str, *, limit: int = 50, cursor: int | None = None
@@ -168,26 +173,27 @@ class CallbackStore:
         fresh schedule. Returns how many; pending and unknown ones are left alone."""
         return int(self._run("callback_replay", *delivery_ids)) if delivery_ids else 0
 
+    def check_room(self, key: str) -> None:
+        """Raises TooManyCallbacks if as many of the key's are pending as may be."""
+        with store_errors():
+            pending = cast("str | None", self._redis.hget(keys.PENDING_CALLBACKS, key))
+        if int(pending or 0) >= MOST_PENDING:
+            raise TooManyCallbacks(MOST_PENDING)
+
     def secrets(self, key: str) -> list[CallbackSecret]:
         """What the key's callbacks are signed with, the newest first; made at the first call."""
         return self._secrets(key)
 
     def rotate_secret(self, key: str, *, overlap_seconds: int) -> list[CallbackSecret]:
-        """A new secret signs from now on; the one before signs, too, for `overlap_seconds`."""
+        """A new secret signs from now on; the three before it sign, too, for `overlap_seconds`."""
         return self._secrets(key, overlap_seconds * 1000)
 
     def _secrets(self, key: str, *overlap_ms: int) -> list[CallbackSecret]:
-        candidate = "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
-        flat = self._run("callback_secrets", key, candidate, *overlap_ms)
+        flat = self._run("callback_secrets", key, _new_secret(), *overlap_ms)
         return [
-            CallbackSecret(secret=secret, expires_at=None if at == "inf" else to_time(at))
+            CallbackSecret(secret=secret, expires_at=to_time(at) if at else None)
             for secret, at in fields(flat).items()
         ]
-
-    def _allowed(self, key: str) -> tuple[str, ...]:
-        with store_errors():
-            stored = cast("str | None", self._redis.hget(keys.KEY + key, "callback_hosts"))
-        return tuple(json.loads(stored or "[]"))
 
     def _read(self, ids: Iterable[str], key: str | None = None) -> list[Delivery]:
         """Those that there are; with a `key`, its own."""
@@ -215,6 +221,34 @@ def _to_delivery(
         next_attempt_at=to_time(due) if due else None,
         attempts=[Attempt.model_validate_json(attempt) for attempt in attempts],
     )
+
+
+def _to_due(
+    delivery_id: str, lane: str, record: Mapping[str, str], owner: Sequence[Any]
+) -> DueDelivery:
+    """Of whatever a record holds: one that cannot be read must not hold up others."""
+    hosts, revoked, signing = owner
+    payload: bytes | None = None
+    try:
+        payload = _payload(record)
+    except Exception:
+        log.exception("callback %s cannot be read", delivery_id)
+    return DueDelivery(
+        id=delivery_id,
+        type=record.get("type", ""),
+        url=record.get("url", ""),
+        payload=payload,
+        tries=int(record.get("tries", 0)),
+        claim=int(record["claim"]),
+        lane=lane,
+        secrets=tuple(fields(signing)),
+        allowed=tuple(json.loads(hosts or "[]")),
+        revoked=bool(revoked),
+    )
+
+
+def _new_secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
 def _payload(record: Mapping[str, str]) -> bytes:

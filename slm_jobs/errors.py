@@ -24,7 +24,8 @@ SlmJobsError
     ├── BatchInProgress      a batch with this Idempotency-Key is being uploaded now
     ├── BatchGone            the Idempotency-Key made a batch whose record is gone, or the batch was
     │                        given up while its rows came in
-    └── TooManyFiles         the key has as many files as it may have
+    ├── TooManyFiles         the key has as many files as it may have
+    └── TooManyCallbacks     as many callbacks of the key are pending as may be
 """
 
 from __future__ import annotations
@@ -190,3 +191,8 @@ class BatchGone(Refused):
 class TooManyFiles(Refused):
     def __init__(self, most: int) -> None:
         super().__init__(f"this key has {most} files, which is the most; delete some")
+
+
+class TooManyCallbacks(Refused):
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} callbacks of this key are pending, which is the most")

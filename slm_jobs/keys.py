@@ -58,12 +58,15 @@
     slm:delivery:<id>       hash    a callback: what to tell whom, with a copy of the record
     slm:attempts:<id>       list    what came of trying, as JSON
     slm:deliveries_of:<id>  list    deliveries of a job or batch
-    slm:due:<lane>          zset    deliveries of a key to a host; score: ms at which one is due, or
-                                    the claim of whoever is at it ends
-    slm:lanes               zset    lanes in which something is due; score: ms of the first
+    slm:due:<lane>          zset    pending deliveries of a key to a host; score: ms at which one is
+                                    due, or the claim of whoever is at it ends
+    slm:lanes:<key>         zset    its lanes in which something is pending; score: ms of the first
+    slm:telling             zset    keys that have such lanes; score: ms of the first
+    slm:pending_callbacks   hash    key -> how many of its deliveries are pending
+    slm:claimed_callbacks:<process> string  "<claim> <id> <its claim> ...": what its last was given
     slm:undelivered:<key>   zset    deliveries that were given up; score: ms at which
-    slm:callback_secrets:<key> zset what a key's callbacks are signed with; score: ms at which it
-                                    expires, inf for the current one
+    slm:callback_secrets:<key> list "<secret> <ms at which it expires>" of what a key's callbacks
+                                    are signed with, the newest first; no ms: the current one
 
     slm:events:<id>         channel something changed about a job or a batch
     slm:commands:<worker>   channel "<job id> <attempt>" to cancel
@@ -132,7 +135,10 @@ DELIVERY = "slm:delivery:"
 ATTEMPTS = "slm:attempts:"
 DELIVERIES_OF = "slm:deliveries_of:"
 DUE = "slm:due:"
-LANES = "slm:lanes"
+LANES = "slm:lanes:"
+TELLING = "slm:telling"
+PENDING_CALLBACKS = "slm:pending_callbacks"
+CLAIMED_CALLBACKS = "slm:claimed_callbacks:"
 UNDELIVERED = "slm:undelivered:"
 CALLBACK_SECRETS = "slm:callback_secrets:"
 

@@ -67,6 +67,7 @@ def flattened(fields: Mapping[str, str]) -> list[str]:
 
 
 def to_job(job_id: str, record: Mapping[str, str], queue: QueuePosition | None = None) -> Job:
+    """What later versions have added to the record is left out."""
     asked = json.loads(record["about"])
     return Job(
         id=job_id,
@@ -80,10 +81,16 @@ def to_job(job_id: str, record: Mapping[str, str], queue: QueuePosition | None =
         seed=asked["seed"],
         queue=queue,
         cancel_requested="cancel_requested" in record,
-        outputs=OUTPUTS.validate_json(record["outputs"]) if "outputs" in record else [],
-        usage=Usage.model_validate_json(record["usage"]) if "usage" in record else None,
+        outputs=OUTPUTS.validate_json(record["outputs"], extra="ignore")
+        if "outputs" in record
+        else [],
+        usage=Usage.model_validate_json(record["usage"], extra="ignore")
+        if "usage" in record
+        else None,
         fingerprint=record.get("fingerprint"),
-        error=JobError.model_validate_json(record["error"]) if "error" in record else None,
+        error=JobError.model_validate_json(record["error"], extra="ignore")
+        if "error" in record
+        else None,
         metadata=asked["metadata"],
         retry_of=record.get("retry_of"),
     )

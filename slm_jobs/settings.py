@@ -114,7 +114,10 @@ class Settings(BaseSettings):
         256, ge=1, description="Callbacks that a callback process delivers at once."
     )
     callback_per_host: int = Field(
-        8, ge=1, description="How many of these may go to one host, for one API key."
+        8,
+        ge=1,
+        description="How many of these may go to one host, for one API key; an eighth of all at"
+        " most for all keys together.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log records to print."

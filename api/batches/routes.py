@@ -86,6 +86,7 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
                 "unknown_model",
                 "unknown_template",
                 "callback_url_refused",
+                "too_many_callbacks",
                 "invalid_rows",
                 "empty_batch",
                 "too_many_uploads",
@@ -208,9 +209,13 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
             **problems("unauthorised", "batch_not_found", "batch_not_ended", "store_unavailable")
         },
     )
-    def delete_batch(batch: VisibleBatch) -> None:
-        """Cancel a batch that has not ended first."""
-        desk.store.batches.delete(batch.id)
+    def delete_batch(batch: BatchId, viewer: Viewer) -> None:
+        """Cancel a batch that has not ended first. No more callbacks of it are sent; to stop them
+        is possible also when they have outlived its record."""
+        check_batch_id(batch)
+        if not desk.store.callbacks.of(batch, viewer=viewer):
+            desk.store.batches.get(batch, viewer=viewer)
+        desk.store.batches.delete(batch)
 
     return routes
 

@@ -13,6 +13,10 @@ from slm_client.client import DEFAULT_URL
 from slm_client.commands import options
 from slm_client.commands.collect import flags_for, say
 from slm_client.commands.options import print_json, print_table
+from slm_client.errors import ApiError
+
+# Codes of what the next id has nothing to do with.
+_LEFT = ("nothing_to_replay", "job_not_found", "batch_not_found")
 
 callbacks = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +35,9 @@ def list_callbacks(
         ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most that were given up to list.")] = 20,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All that were given up, however many.")
+    ] = False,
     as_json: options.Json = False,
     url: options.Url = DEFAULT_URL,
     api_key: options.ApiKey = None,
@@ -46,11 +53,11 @@ def list_callbacks(
     \b
       slm callbacks list
       slm callbacks list job_01K9ZX3V7Q4C8E2M5T6R0B1DAF
-      slm callbacks list --json | jq -r '.[].of' | sort -u | xargs slm callbacks replay
+      slm callbacks list --all --json | jq -r '.[].of' | sort -u | xargs -r slm callbacks replay
     """
     with options.connect(url, api_key, data_dir) as client:
         if work_id is None:
-            found = list(client.callbacks.failed(limit=limit))
+            found = list(client.callbacks.failed(limit=None if everything else limit))
         else:
             found = client.callbacks.of(work_id)
     if as_json:
@@ -78,19 +85,31 @@ def replay(
     """Send the callbacks of jobs and batches again, delivered or given up.
 
     They keep their ids (`webhook-id`), so that a receiver can tell those that it has handled; what
-    is pending anyway stays as it is.
+    is pending anyway stays as it is. Jobs and batches without callbacks to send again are told at
+    the end.
 
     Examples:
 
     \b
       slm callbacks replay job_01K9ZX3V7Q4C8E2M5T6R0B1DAF
     """
+    left: list[str] = []
     with options.connect(url, api_key, data_dir) as client:
         for work_id in work_ids:
-            count = client.callbacks.replay(work_id)
+            try:
+                count = client.callbacks.replay(work_id)
+            except ApiError as error:
+                if error.code not in _LEFT:
+                    raise
+                left.append(f"{work_id}: {error}")
+                continue
             what = "1 callback is" if count == 1 else f"{count:,} callbacks are"
             how = f"slm callbacks list {work_id}{flags_for(url, data_dir)}"
             say(f"{work_id}: {what} sent again; {how} tells how it goes")
+    for line in left:
+        say(line)
+    if left:
+        raise typer.Exit(1)
 
 
 def _given_up(delivery: Delivery) -> tuple[object, ...]:
@@ -122,7 +141,9 @@ def _answer(attempt: Attempt) -> str:
 
 
 def _excerpt(attempt: Attempt) -> str:
-    return " ".join(attempt.response.split())
+    """On one line, and without what a terminal would obey: it is a stranger's."""
+    text = " ".join(attempt.response.split())
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _moment(moment: datetime) -> str:

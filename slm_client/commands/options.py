@@ -96,7 +96,9 @@ def print_result(text: str, *, end: str = "\n") -> None:
 
 
 def print_json(value: Any) -> None:
-    print_result(json.dumps(value, indent=2, ensure_ascii=False))
+    """To standard output; what a terminal would obey is escaped, as some of it is of strangers."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print_result("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -5,19 +5,18 @@ allow_when_full()
 
 for i = 3, #ARGV, 5 do
   local id, status = ARGV[i], ARGV[i + 3]
-  local known = redis.call('HMGET', DELIVERY .. id, 'claim', 'status', 'lane', 'of')
-  local mine = known[1] == ARGV[i + 1] and known[2] == 'pending'
-  if mine then
+  local lane = claimed_lane(id, ARGV[i + 1])
+  if lane then
     redis.call('RPUSH', ATTEMPTS .. id, ARGV[i + 2])
     redis.call('LTRIM', ATTEMPTS .. id, -most, -1)
     redis.call('HINCRBY', DELIVERY .. id, 'tries', 1)
     redis.call('HINCRBY', DELIVERY .. id, 'claim', 1) -- it settles once
     if status == 'pending' then
-      set_due(id, known[3], now() + ARGV[i + 4])
+      set_due(id, lane, now() + ARGV[i + 4])
     else
       end_delivery(id, status)
     end
   end
-  settled[#settled + 1] = mine and 1 or 0
+  settled[#settled + 1] = lane and 1 or 0
 end
 return settled

@@ -62,7 +62,7 @@ def lines(response: Response) -> list[Any]:
 
 def left_in(redis: fakeredis.FakeRedis) -> list[str]:
     """What Redis holds besides API keys and counters, and the counters of rows that are not 0."""
-    kept = (keys.KEY, keys.KEYS_MADE, keys.SEQUENCE, keys.TICKETS, keys.JANITOR)
+    kept = (keys.KEY, keys.KEYS_MADE, keys.SEQUENCE, keys.TICKETS, keys.JANITOR, keys.SWEPT_AT)
     counters = (keys.USAGE, keys.ROWS_WAITING)
     names = [name for name in redis.keys("*") if not name.startswith(kept)]
     return sorted(

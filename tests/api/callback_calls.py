@@ -72,5 +72,5 @@ def settle(store: JobStore, *, delivered: bool = True) -> None:
         status=204 if delivered else 410,
         error=None if delivered else "http_410",
     )
-    outcomes = [Outcome(d.delivery.id, d.claim, attempt, None, delivered) for d in due(store)]
+    outcomes = [Outcome(d.id, d.claim, attempt, None, delivered) for d in due(store)]
     assert all(store.callbacks.settle(outcomes))

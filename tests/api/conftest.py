@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from slm_jobs.api_keys import KeySettings, NewKey
-from slm_jobs.callback_urls import Resolve
 from slm_jobs.events import JobEvents
+from slm_jobs.lookups import Resolve
 from slm_jobs.schemas import WorkerInfo
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore

@@ -47,7 +47,7 @@ def test_seeing_and_replaying(client: TestClient, store: JobStore, take: Take, k
     assert (response.status_code, response.json()["replayed"]) == (202, 1)
     [again] = response.json()["data"]
     assert (again["id"], again["status"]) == (delivery["id"], "pending")
-    assert [one.delivery.id for one in due(store)] == [delivery["id"]]
+    assert [one.id for one in due(store)] == [delivery["id"]]
 
 
 @pytest.mark.parametrize(("take", "kind"), [(take_job, "jobs"), (take_json, "batches")])
@@ -83,6 +83,31 @@ def test_they_are_deleted_with_it(client: TestClient, store: JobStore) -> None:
     assert client.delete(f"/jobs/{job}").status_code == 204
     problem(client.get(f"/jobs/{job}/callbacks"), "job_not_found")
     assert client.get("/callbacks").json()["data"] == []
+
+
+@pytest.mark.parametrize(("take", "kind"), [(take_job, "jobs"), (take_json, "batches")])
+def test_they_are_stopped_when_they_have_outlived_it(
+    client: TestClient, store: JobStore, redis: fakeredis.FakeRedis, take: Take, kind: str
+) -> None:
+    work = take(client, **CALLBACK).json()["id"]
+    run(store)
+    redis.delete(f"slm:job:{work}", f"slm:batch:{work}")
+    other = bearer(store.keys.create(KeySettings(name="other")))
+    missing = "job_not_found" if kind == "jobs" else "batch_not_found"
+    problem(client.delete(f"/{kind}/{work}", headers=other), missing)
+    assert client.delete(f"/{kind}/{work}").status_code == 204
+    assert due(store) == []
+    problem(client.delete(f"/{kind}/{work}"), missing)
+    problem(client.delete(f"/{kind}/x:y"), missing)
+
+
+def test_those_of_what_runs_are_not_stopped_by_deleting_it(
+    client: TestClient, store: JobStore
+) -> None:
+    job = take_job(client, **CALLBACK, callback_events=["running"]).json()["id"]
+    store.claim_next("tiny", worker="w1")
+    problem(client.delete(f"/jobs/{job}"), "job_not_ended")
+    assert len(due(store)) == 1
 
 
 def test_only_what_has_ended_is_replayed(client: TestClient, store: JobStore) -> None:

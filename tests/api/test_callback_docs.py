@@ -57,9 +57,9 @@ def test_the_receiver_works(
 
     def headers(minutes: int = 0) -> dict[str, str]:
         at = datetime.fromtimestamp(int(datetime.now(UTC).timestamp()) - 60 * minutes, UTC)
-        signed = Webhook(one.secrets[0]).sign(one.delivery.id, at, one.payload.decode())
+        signed = Webhook(one.secrets[0]).sign(one.id, at, one.payload.decode())
         return {
-            "webhook-id": one.delivery.id,
+            "webhook-id": one.id,
             "webhook-timestamp": str(int(at.timestamp())),
             "webhook-signature": signed,
         }

@@ -19,8 +19,9 @@ from api import callback_targets
 from api.app import create_app
 from slm_jobs.api_keys import KeySettings, NewKey
 from slm_jobs.callback_schemas import BATCH_ENDS, JOB_ENDS
-from slm_jobs.callback_urls import Resolve, check_reachable
+from slm_jobs.callback_urls import check_reachable
 from slm_jobs.events import JobEvents
+from slm_jobs.lookups import Resolve
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from tests.api.batch_calls import left_in
@@ -33,6 +34,8 @@ from tests.api.callback_calls import (
     Take,
     due,
     run,
+    take_file,
+    take_form,
     take_job,
     take_json,
     told,
@@ -47,7 +50,7 @@ def test_a_job_tells(client: TestClient, store: JobStore, key: NewKey) -> None:
     job = take_job(client, **CALLBACK, metadata={"a": "b"}).json()["id"]
     run(store)
     [one] = due(store)
-    assert (one.delivery.id, one.delivery.url) == (f"{job}-succeeded", HOOK)
+    assert (one.id, one.url) == (f"{job}-succeeded", HOOK)
     assert one.lane == f"{key.id} example.com:443"
     event = json.loads(one.payload)
     assert (event["type"], event["data"]["id"]) == ("job.succeeded", job)
@@ -105,6 +108,30 @@ def test_a_batch_tells_what_it_was_asked_to(
     assert [event["type"] for event in told(store)] == ["batch.running", "batch.completed"]
 
 
+@BATCHES
+def test_progress_may_be_asked_for_as_it_is_told(
+    client: TestClient, store: JobStore, redis: fakeredis.FakeRedis, take: Take
+) -> None:
+    events = ["batch.progress", "progress", "running"]
+    batch = take(client, **CALLBACK, callback_events=events).json()["id"]
+    assert redis.hget(f"slm:batch:{batch}", "callback_events") == "progress running"
+    problem(take_job(client, **CALLBACK, callback_events=["batch.progress"]), "invalid_request")
+    problem(take(client, **CALLBACK, callback_events=["batch.ended"]), "invalid_request")
+
+
+def test_a_key_with_too_many_pending_ones_waits(
+    client: TestClient, store: JobStore, redis: fakeredis.FakeRedis, key: NewKey
+) -> None:
+    redis.hset("slm:pending_callbacks", key.id, 100_000)
+    for take in (take_job, take_json, take_file, take_form):
+        response = take(client, **CALLBACK)
+        problem(response, "too_many_callbacks")
+        assert int(response.headers["retry-after"]) > 0
+        assert take(client).status_code == 202
+    other = bearer(store.keys.create(KeySettings(name="other")))
+    assert client.post("/jobs", json={**BODY, **CALLBACK}, headers=other).status_code == 202
+
+
 def test_every_end_is_told_by_default(client: TestClient, redis: fakeredis.FakeRedis) -> None:
     for take, work, ends in ((take_job, "job", JOB_ENDS), (take_json, "batch", BATCH_ENDS)):
         taken = take(client, **CALLBACK, callback_events=None).json()["id"]
@@ -141,7 +168,7 @@ def test_what_the_body_says_goes_before(client: TestClient, store: JobStore) -> 
     client.post("/batches", params={"callback_url": "http://10.0.0.1/"}, json=body)
     run(store)
     [one] = due(store)
-    assert one.delivery.url == "https://example.com/b"
+    assert one.url == "https://example.com/b"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +215,7 @@ def test_sent_again(
         ("https://u:p@example.com/", "user_info"),
         ("https://127.0.0.1/", "address_not_allowed"),
         ("https://0x7f.1/", "address_not_allowed"),
-        ("https://nowhere.example.com/", "unknown_host"),
+        ("https://nowhere.example.com/", "address_not_allowed"),
         ("https://inside.example.com/", "address_not_allowed"),
     ],
 )
@@ -318,7 +345,7 @@ def test_slow_names_hold_up_nobody_else(
             await answered.wait()
             return ["93.184.215.14"]
 
-        app.state.desk.targets._resolve = slow
+        app.state.desk.targets._resolver = lambda _key: slow
         calls = [
             asyncio.create_task(
                 client.post(

@@ -14,6 +14,8 @@ from starlette.testclient import TestClient
 from api.body import MAX_BODY_BYTES
 from api.problems import PROBLEMS
 from slm_jobs.api_keys import KeySettings
+from slm_jobs.callbacks import MOST_PENDING
+from slm_jobs.keys import PENDING_CALLBACKS
 from slm_jobs.schemas import JobError
 from slm_jobs.store import JobStore
 from tests.api.conftest import bearer
@@ -100,6 +102,12 @@ def delete_waiting(store: JobStore) -> None:
         store.fail(works[0], JobError(code="x", message="x"))
 
 
+def _callbacks_pending(client: TestClient, store: JobStore, _: fakeredis.FakeServer) -> Response:
+    [key] = store.keys.list()
+    store.callbacks._redis.hset(PENDING_CALLBACKS, key.id, MOST_PENDING)
+    return post_json(client, callback_url="https://example.com/")
+
+
 PRODUCED_BY: dict[str, Produce] = {
     "malformed_json": lambda client, *_: post(client, b"{"),
     "unauthorised": lambda client, *_: client.get("/jobs", headers={"Authorization": "Bearer x"}),
@@ -124,6 +132,7 @@ PRODUCED_BY: dict[str, Produce] = {
     "exceeds_limit": _limited({"tokens_per_minute": 5}),
     "idempotency_conflict": _twice({"n": 2}),
     "rate_limited": _limited({"requests_per_minute": 1}),
+    "too_many_callbacks": _callbacks_pending,
     "internal_error": _broken,
     "not_ready": lambda client, *_: client.get("/readyz"),
     "queue_full": _full,

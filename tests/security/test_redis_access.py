@@ -125,14 +125,14 @@ def test_who_delivers_callbacks(
     with pytest.raises(exceptions.RedisError, match=r"can't access|permissions"):
         store.keys.create(KeySettings(name="mine", admin=True))
     for forbidden in (
-        f"HGETALL {keys.JOB}{due.delivery.of}",
+        f"HGETALL {keys.JOB}{due.id.partition('-')[0]}",
         f"LPUSH slm:serve:{MODEL} x",
         f"PUBLISH {keys.COMMANDS}w1 x",
         "CONFIG GET *",
     ):
         with pytest.raises(exceptions.NoPermissionError):
             redis.execute_command(*forbidden.split())
-    asyncio.run(asyncio.wait_for(sweep(store, LEASE_SECONDS), 30))  # it sees that it may not
+    asyncio.run(asyncio.wait_for(sweep(store), 30))  # it sees that it may not
     assert "sweep failed" not in caplog.text
     with Redis.from_url(redis_server.url, decode_responses=True) as admin:
         if reads_only(admin):

@@ -45,6 +45,7 @@ def test_list_those_given_up() -> None:
     assert batch == ["batch_1-completed", created, "2", "http_410", HOOK]
     assert job == ["job_2-expired", created, "0", HOOK]
     assert len(cells(slm("callbacks", "list", "--limit", "1"))) == 2
+    assert len(cells(slm("callbacks", "list", "--limit", "1", "--all"))) == 3
     listed = json.loads(slm("callbacks", "list", "--json").stdout)
     assert [delivery["of"] for delivery in listed] == ["job_2", "batch_1"]
 
@@ -87,7 +88,32 @@ def test_replay(failures: FakeService) -> None:
     )
     result = slm("callbacks", "replay", "job_1")
     assert result.exit_code == 1
-    assert result.stderr == "409 nothing_to_replay: it has no callback to send again\n"
+    assert result.stderr == "job_1: 409 nothing_to_replay: it has no callback to send again\n"
+
+
+def test_replay_goes_on(failures: FakeService) -> None:
+    result = slm("callbacks", "replay", "job_7", "batch_1", "nobody", "job_2")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "batch_1: 1 callback is sent again; slm callbacks list batch_1 tells how it goes\n"
+        "job_2: 1 callback is sent again; slm callbacks list job_2 tells how it goes\n"
+        "job_7: 409 nothing_to_replay: it has no callback to send again\n"
+        "nobody: 404 job_not_found: there is no such job\n"
+    )
+    failures.next_answers.append(problem(403, "forbidden", "no"))
+    result = slm("callbacks", "replay", "job_1", "job_2")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+
+
+def test_what_a_receiver_said_does_not_steer_the_terminal(service: FakeService) -> None:
+    said = "\x1b]0;title\x07\x1b[2J\x9b31m\u202eevil ü 🦊"
+    service.callbacks.put("job_1", "failed", "failed", {"status": 500, "response": said})
+    _, [*_, shown] = cells(slm("callbacks", "list", "job_1"))
+    assert shown == "\ufffd]0;title\ufffd\ufffd[2J\ufffd31m\ufffdevil ü 🦊"
+    printed = slm("callbacks", "list", "job_1", "--json").stdout
+    assert printed.replace("\n", "").isprintable()
+    assert "evil ü 🦊" in printed
+    assert json.loads(printed)[0]["attempts"][0]["response"] == said
 
 
 def test_secret_show_and_rotate(service: FakeService) -> None:

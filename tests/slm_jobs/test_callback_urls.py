@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
-import threading
 from collections.abc import Sequence
 from urllib.parse import quote
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from slm_jobs import callback_urls
 from slm_jobs.callback_urls import (
-    check_address,
+    check_addresses,
     check_reachable,
     check_url,
     split,
@@ -33,9 +33,9 @@ def test_hostile_urls_are_refused(url: str, reason: str) -> None:
 
 
 def test_every_reason_is_documented() -> None:
-    reasons = {reason for _, reason in HOSTILE} | {"unknown_host"}
-    documented = (callback_urls.__doc__ or "").split("reasons:")[1].split("\n")
-    assert {line.split()[0] for line in documented if line.strip()} == reasons
+    reasons = {reason for _, reason in HOSTILE}
+    documented = re.findall(r"^    (\w+)  +\S", callback_urls.__doc__ or "", re.MULTILINE)
+    assert set(documented) == reasons
 
 
 @pytest.mark.parametrize(
@@ -132,15 +132,15 @@ def test_the_parts_to_connect_to() -> None:
         ("10.0.1.5", ["10.0.0.0/24"], False),
         ("::ffff:10.0.0.5", ["10.0.0.0/24"], False),
         ("fe80::1%eth0", ["fe80::/10", "hooks.example.com"], False),
-        ("no address", ["hooks.example.com"], False),
+        ("nonsense", ["hooks.example.com"], False),
     ],
 )
 def test_the_addresses_of_a_name(address: str, allowed: Sequence[str], passes: bool) -> None:
     if passes:
-        check_address(address, "hooks.example.com", 443, allowed)
+        check_addresses([address], "hooks.example.com", 443, allowed)
         return
     with pytest.raises(CallbackUrlRefused) as refused:
-        check_address(address, "hooks.example.com", 443, allowed)
+        check_addresses([address], "hooks.example.com", 443, allowed)
     assert refused.value.reason == ADDRESS
     assert address not in str(refused.value)
 
@@ -179,8 +179,8 @@ def test_addresses_are_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
         (["93.184.215.14", "10.0.0.1"], ADDRESS),
         (["127.0.0.1"], ADDRESS),
         (["::ffff:93.184.215.14"], ADDRESS),
-        ([], "unknown_host"),
-        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "unknown_host"),
+        ([], ADDRESS),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), ADDRESS),
     ],
 )
 def test_names_that_lead_elsewhere_are_refused(answer: list[str] | OSError, reason: str) -> None:
@@ -207,19 +207,6 @@ def test_a_resolver_that_hangs_is_no_reason() -> None:
         return []
 
     asyncio.run(check_reachable("https://example.com/", [], resolve=resolve, timeout=0.01))
-
-
-def test_addresses_come_from_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    def getaddrinfo(host: str, port: int, **options: object) -> list[object]:
-        assert threading.current_thread() is not threading.main_thread()
-        assert (host, port) == ("example.com", 443)
-        v6 = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2606:2800:21f::1", port, 0, 0))
-        v4 = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.215.14", port))
-        return [v6, v4, v4]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    found = asyncio.run(callback_urls.resolve("example.com", 443))
-    assert found == ["2606:2800:21f::1", "93.184.215.14"]
 
 
 # The oracle is what the standard library says about the address itself, spelled plainly.
@@ -274,7 +261,7 @@ def test_no_ipv6_address_that_carries_ipv4_passes(
     with pytest.raises(CallbackUrlRefused):
         check_url(f"https://[{host}]/", [])
     with pytest.raises(CallbackUrlRefused):
-        check_address(host, "example.com", 443, [])
+        check_addresses([host], "example.com", 443, [])
 
 
 @settings(settings.get_profile("slm-stable"), max_examples=300)

@@ -88,7 +88,7 @@ def test_what_failed_can_be_run_again_as_it_was(store: JobStore, redis: Redis) -
     assert work.spec == request.model_copy(update={"callback": None, "run_timeout": None})
     complete(store, work)
     [told], _ = store.callbacks.claim(1)
-    assert told.delivery.id == f"{again.id}-succeeded"
+    assert told.id == f"{again.id}-succeeded"
     assert json.loads(told.payload)["data"]["url"] == f"https://slm.example/jobs/{again.id}"
     assert store.get(again.id).metadata == {"a": "b"}
 

@@ -8,10 +8,9 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
-from slm_jobs.callback_schemas import Delivery, DeliveryStatus, DueDelivery
+from slm_jobs.callback_schemas import DueDelivery
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - the specification's example
 LOOPBACK = ("127.0.0.1",)
@@ -118,17 +117,10 @@ async def _read(reader: asyncio.StreamReader) -> Request:
 
 def due_delivery(url: str, **changes: Any) -> DueDelivery:
     """A delivery that has been claimed."""
-    name = changes.pop("id", "job_01ARZ3NDEKTSV4RRFFQ69G5FAV-succeeded")
     made = DueDelivery(
-        delivery=Delivery(
-            id=name,
-            type="job.succeeded",
-            of=name.partition("-")[0],
-            url=url,
-            status=DeliveryStatus.PENDING,
-            created_at=datetime(2026, 11, 21, tzinfo=UTC),
-            attempts=[],
-        ),
+        id="job_01ARZ3NDEKTSV4RRFFQ69G5FAV-succeeded",
+        type="job.succeeded",
+        url=url,
         payload=json.dumps({"type": "job.succeeded", "data": {"text": "Füchse 🦊"}}).encode(),
         tries=0,
         claim=1,

@@ -27,11 +27,11 @@ def test_a_breaker_opens_after_failures_in_a_row() -> None:
     found.note(LANE, reached=True)
     for _ in range(FAILURES - 1):
         found.note(LANE, reached=False)
-    assert found.busy({LANE: 3, "k other:443": 2}, 8) == {LANE: 3, "k other:443": 2}
+    assert found.limits() == {}
     assert found.next_probe() is None
 
     found.note(LANE, reached=False)
-    assert found.busy({LANE: 3, "k other:443": 2}, 8) == {LANE: 8, "k other:443": 2}
+    assert found.limits() == {LANE: 0}
     assert found.next_probe() == FIRST_PROBE_SECONDS
 
 
@@ -43,22 +43,20 @@ def test_one_probe_at_a_time(caplog: pytest.LogCaptureFixture) -> None:
         found.note(LANE, reached=False)
         clock.now += FIRST_PROBE_SECONDS / 10
     clock.now += FIRST_PROBE_SECONDS / 10
-    assert found.busy({}, 8) == {LANE: 8}
+    assert found.limits() == {LANE: 0}
     clock.now += FIRST_PROBE_SECONDS / 5
     assert found.next_probe() is None
-    assert found.busy({}, 8) == {LANE: 7}
-    assert found.busy({}, 1) == {LANE: 0}
-    assert found.busy({LANE: 1}, 8) == {LANE: 8}
+    assert found.limits() == {LANE: 1}
 
     pauses: list[float | None] = []
     for _ in range(7):
         found.note(LANE, reached=False)
-        assert found.busy({}, 8) == {LANE: 8}
+        assert found.limits() == {LANE: 0}
         pauses.append(found.next_probe())
         clock.now += pauses[-1] or 0
     assert pauses == pytest.approx([2, 4, 8, 16, 30, 30, 30])
     found.note(LANE, reached=True)
-    assert found.busy({}, 8) == {}
+    assert found.limits() == {}
     assert [record.getMessage() for record in caplog.records] == [
         "receiver:443 cannot be reached; one attempt at a time, less and less",
         "receiver:443 answers again",
@@ -71,4 +69,4 @@ def test_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(30):
         for _ in range(FAILURES):
             found.note(f"k {number}:443", reached=False)
-    assert list(found.busy({}, 8)) == [f"k {number}:443" for number in range(20, 30)]
+    assert list(found.limits()) == [f"k {number}:443" for number in range(20, 30)]

@@ -62,7 +62,7 @@ class FakeStore:
         self.settled: list[Outcome] = []
         self.settles = 0
         self.released: list[DueDelivery] = []
-        self.lease_seconds = 0.0
+        self.lease_seconds, self.per_host = 0.0, 0
         self.lock = threading.Lock()
 
     def claim(
@@ -70,18 +70,20 @@ class FakeStore:
         room: int,
         *,
         per_lane: int,
-        per_key: int,  # noqa: ARG002 - all lanes are of one key
-        busy: Mapping[str, int],
+        per_host: int,
+        running: Mapping[str, int],
+        limits: Mapping[str, int],
         lease_seconds: float,
     ) -> tuple[list[DueDelivery], float]:
-        self.lease_seconds = lease_seconds
+        self.lease_seconds, self.per_host = lease_seconds, per_host
         self.look()
         with self.lock:
-            self.claims.append((room, dict(busy)))
+            self.claims.append((room, dict(limits)))
             found: list[DueDelivery] = []
-            held = dict(busy)
+            held = dict(running)
             for each in list(self.due):
-                if len(found) < room and held.get(each.lane, 0) < per_lane:
+                most = limits.get(each.lane, per_lane)
+                if len(found) < room and held.get(each.lane, 0) < most:
                     held[each.lane] = held.get(each.lane, 0) + 1
                     self.due.remove(each)
                     found.append(each)
@@ -105,7 +107,7 @@ class FakeStore:
 
 def outcome(due: DueDelivery, error: str | None = None) -> Outcome:
     made = Attempt(at=datetime.now(UTC), duration_ms=1, status=None if error else 200, error=error)
-    return Outcome(due.delivery.id, due.claim, made, 5.0 if error else None, not error)
+    return Outcome(due.id, due.claim, made, 5.0 if error else None, not error)
 
 
 async def delivers(due: DueDelivery) -> Outcome:
@@ -152,6 +154,7 @@ def test_all_is_delivered_and_settled_together() -> None:
         assert store.settles < 250
         assert max(room for room, _ in store.claims) == 64
         assert store.lease_seconds == 60
+        assert store.per_host == 8  # an eighth of all, or what a lane may have
 
     go(run())
 
@@ -190,8 +193,31 @@ def test_a_lane_that_nobody_answers_in_is_left_alone() -> None:
             store.due += [due_delivery("", id=f"job_{i}-failed", lane="k b:443") for i in range(9)]
             tested.wake()
             await until(lambda: len(store.settled) == FAILURES + 9)
-        assert store.claims[-1][1]["k dead:443"] == 1
+        assert store.claims[-1][1] == {"k dead:443": 0}
         assert len(store.due) == 40 - FAILURES
+
+    go(run())
+
+
+@pytest.mark.parametrize("error", ["http_504", "connection_lost", None])
+def test_who_fails_late_is_left_alone_like_one_that_hangs(error: str | None) -> None:
+    """A receiver that takes its time is not, as long as it takes what comes."""
+
+    async def run() -> None:
+        store = FakeStore(*["k slow:443"] * 40)
+
+        async def attempt(due: DueDelivery) -> Outcome:
+            made = outcome(due, error)
+            late = made.attempt.model_copy(update={"duration_ms": 10_001})
+            return made._replace(attempt=late)
+
+        async with running(courier(store, attempt, per_host=1)):
+            if error is None:
+                await until(lambda: len(store.settled) == 40)
+            else:
+                await until(lambda: store.claims and store.claims[-1][1] == {"k slow:443": 0})
+                assert len(store.settled) >= FAILURES
+                assert len(store.due) > 20
 
     go(run())
 
@@ -454,6 +480,58 @@ def test_one_that_hangs_holds_up_no_other(redis: Redis) -> None:
         released.set()
 
     deliver(redis, hangs, test, per_host=4, concurrency=16, timeout_seconds=3 * PATIENCE)
+
+
+def test_one_that_hangs_holds_up_no_other_though_many_keys_use_it(redis: Redis) -> None:
+    released = asyncio.Event()
+
+    async def hangs(request: Request, writer: asyncio.StreamWriter) -> None:
+        await released.wait()
+
+    async def test(service: Service, receiver: Receiver, tested: Courier) -> None:
+        async with receiving(status(200)) as other:
+            for key in [service.key() for _ in range(40)]:
+                for _ in range(2):
+                    service.end_job(receiver.url, key)
+            tested.wake()
+            await until(lambda: receiver.connections == 4)
+            jobs = [service.end_job(other.url, service.key()) for _ in range(5)]
+            tested.wake()
+            await until(
+                lambda: all(service.delivery(j).status is DeliveryStatus.DELIVERED for j in jobs)
+            )
+            assert receiver.connections == 4  # an eighth
+        tested.stop()
+        released.set()
+
+    deliver(redis, hangs, test, per_host=2, concurrency=32, timeout_seconds=3 * PATIENCE)
+
+
+def test_callbacks_of_a_revoked_key_end(redis: Redis) -> None:
+    async def test(service: Service, receiver: Receiver, tested: Courier) -> None:
+        job_id = service.end_job(receiver.url)
+        service.store.keys.revoke(service.owner.key)
+        tested.wake()
+        await until(lambda: service.delivery(job_id).status is DeliveryStatus.FAILED)
+        assert [a.error for a in service.delivery(job_id).attempts] == ["key_revoked"]
+        assert receiver.connections == 0
+
+    deliver(redis, status(200), test)
+
+
+def test_one_that_cannot_be_read_holds_up_no_other(redis: Redis) -> None:
+    async def test(service: Service, receiver: Receiver, tested: Courier) -> None:
+        jobs = [service.end_job(receiver.url) for _ in range(3)]
+        redis.hset(f"{keys.DELIVERY}{jobs[0]}-succeeded", "record_usage", "[")
+        tested.wake()
+        await until(
+            lambda: all(service.delivery(j).status is DeliveryStatus.DELIVERED for j in jobs[1:])
+        )
+        await until(lambda: service.delivery(jobs[0]).status is DeliveryStatus.FAILED)
+        errors = [a.error for a in service.delivery(jobs[0]).attempts]
+        assert errors == ["internal_error"] * 2
+
+    deliver(redis, status(200), test, schedule_seconds=(0, 0.01))
 
 
 def test_another_key_to_the_same_host_has_a_lane_of_its_own(redis: Redis) -> None:

@@ -7,12 +7,13 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import httpcore
 import pytest
@@ -20,7 +21,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from slm_client.redis_server import free_port
 from slm_jobs.callback_schemas import DueDelivery, Outcome
-from slm_jobs.callback_urls import Resolve, resolve
+from slm_jobs.lookups import Resolve, resolve
 from slm_jobs.settings import Settings
 from tests.slm_jobs.hostile_urls import HOSTILE
 from tests.worker.callback_receiver import (
@@ -36,6 +37,7 @@ from tests.worker.callback_receiver import (
     sequence,
     status,
 )
+from tests.worker.name_server import name_server
 from worker.callbacks import delivery
 from worker.callbacks.delivery import Sender
 
@@ -56,7 +58,7 @@ def sender(
         callback_timeout_seconds=timeout,
         callback_connect_timeout_seconds=connect,
     )
-    return Sender(settings, resolve=resolve, tls=tls or usual_tls())
+    return Sender(settings, resolver=lambda _key: resolve, tls=tls or usual_tls())
 
 
 @cache
@@ -98,7 +100,7 @@ def test_what_is_sent() -> None:
     outcome, receiver = attempts(status(204), secrets=(OTHER_SECRET, SECRET))
     [request] = receiver.requests
 
-    assert (outcome.delivery_id, outcome.claim) == (due.delivery.id, 1)
+    assert (outcome.delivery_id, outcome.claim) == (due.id, 1)
     assert (outcome.delivered, outcome.next) == (True, None)
     assert (outcome.attempt.status, outcome.attempt.error) == (204, None)
     assert before <= outcome.attempt.at <= datetime.now(UTC)
@@ -116,7 +118,7 @@ def test_what_is_sent() -> None:
         "accept": "*/*",
         "accept-encoding": "identity",
         "connection": "close",
-        "webhook-id": due.delivery.id,
+        "webhook-id": due.id,
     }
     for secret in (SECRET, OTHER_SECRET):
         verified = Webhook(secret).verify(request.body, request.headers)
@@ -193,34 +195,47 @@ def test_a_receiver_that_drips_its_head() -> None:
     assert attempt(drips, timeout=0.3).attempt.error == "timeout"
 
 
-@pytest.mark.parametrize("code", [200, 500])
-def test_a_slow_body_makes_no_difference(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("code", "timeout", "body_seconds"), [(200, 60, 0.2), (500, 60, 0.2), (200, 1.5, 2.0)]
+)
+def test_a_slow_body_makes_no_difference(
+    code: int, timeout: float, body_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def slow(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(f"HTTP/1.1 {code} OK\r\n\r\nthe beginning".encode())
         await writer.drain()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(delivery, "_BODY_SECONDS", 0.2)
-    outcome = attempt(slow, timeout=60)
+    monkeypatch.setattr(delivery, "_BODY_SECONDS", body_seconds)
+    outcome = attempt(slow, timeout=timeout)
     assert outcome.delivered is (code == 200)
     assert (outcome.attempt.status, outcome.attempt.response) == (code, "the beginning")
 
 
-def test_no_more_of_a_body_is_read_than_is_kept() -> None:
-    written = 0
-
+def test_an_endless_body() -> None:
     async def endless(request: Request, writer: asyncio.StreamWriter) -> None:
-        nonlocal written
         writer.write(b"HTTP/1.1 400 No\r\n\r\n")
         while True:
             writer.write("ü".encode() * 8_192)
             await writer.drain()
-            written += 16_384
 
     outcome = attempt(endless)
     assert outcome.attempt.error == "http_400"
     assert outcome.attempt.response == "ü" * 512
-    assert written < 64 * 2**20  # what the sockets hold
+
+
+def test_no_more_of_a_body_is_read_than_16_kib() -> None:
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1_000
+            yield "ü".encode() * 500
+
+    answer = httpcore.Response(400, content=endless())
+    assert asyncio.run(delivery._beginning(answer)) == "ü" * 512
+    assert read == 17_000
 
 
 def test_a_response_need_not_be_text() -> None:
@@ -288,6 +303,20 @@ def test_every_error_is_documented() -> None:
         assert f"    {code} " in documented
 
 
+def test_what_cannot_be_read_is_our_own_mistake() -> None:
+    outcome, receiver = attempts(status(200), payload=None)
+    assert (outcome.attempt.error, outcome.delivered) == ("internal_error", False)
+    assert outcome.next is not None  # it may be an older process that cannot
+    assert receiver.connections == 0
+
+
+def test_nothing_is_sent_for_a_revoked_key() -> None:
+    outcome, receiver = attempts(status(200), revoked=True)
+    assert (outcome.attempt.error, outcome.delivered) == ("key_revoked", False)
+    assert outcome.next is None
+    assert receiver.connections == 0
+
+
 def test_what_cannot_be_sent_is_our_own_mistake(caplog: pytest.LogCaptureFixture) -> None:
     outcome = attempt(status(200), secrets=("whsec_",))
     assert outcome.attempt.error == "internal_error"
@@ -333,7 +362,14 @@ def test_a_name_that_leads_inside_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "addresses", [["127.0.0.1"], ["93.184.215.14", "127.0.0.1"], ["::1"], ["::ffff:127.0.0.1"]]
+    "addresses",
+    [
+        ["127.0.0.1"],
+        ["93.184.215.14", "127.0.0.1"],
+        [*["93.184.215.14"] * 20, "127.0.0.1"],
+        ["::1"],
+        ["::ffff:127.0.0.1"],
+    ],
 )
 def test_every_address_must_be_public(
     addresses: list[str], monkeypatch: pytest.MonkeyPatch
@@ -344,24 +380,50 @@ def test_every_address_must_be_public(
 
 
 def test_a_name_that_changes_meanwhile_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNS rebinding: the second answer would lead to the receiver."""
+    """DNS rebinding: the second answer would lead to whatever listens here."""
+    public, connected = "93.184.215.14", []
+    connect = asyncio.BaseEventLoop.create_connection
+
+    async def run() -> None:
+        async with (
+            name_server(public, "127.0.0.1") as names,
+            receiving(status(200), tls=presenting([])) as receiver,
+        ):
+
+            async def create_connection(
+                loop: asyncio.BaseEventLoop, factory: Any, host: str, port: int, **options: Any
+            ) -> Any:
+                """Whatever is called is the receiver."""
+                connected.append(host)
+                return await connect(loop, factory, "127.0.0.1", receiver.port, **options)
+
+            monkeypatch.setattr(asyncio.BaseEventLoop, "create_connection", create_connection)
+            tested = sender(resolve=names.resolve, tls=trusting())
+            due = due_delivery("https://hooks.example.com/", allowed=())
+            assert (await tested.attempt(due)).delivered
+            assert names.asked == ["hooks.example.com"]
+            assert (await tested.attempt(due)).attempt.error == "address_refused"
+            assert names.asked == ["hooks.example.com"] * 2
+            assert receiver.connections == 1
+            assert connected == [public]
+
+    asyncio.run(run())
+
+
+def test_few_of_many_addresses_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     connected = []
 
     async def create_connection(
-        loop: object, factory: object, host: str, *args: object, **options: object
-    ) -> None:
+        loop: object, factory: object, host: str, *_: Any, **__: Any
+    ) -> Any:
         connected.append(host)
         raise ConnectionRefusedError
 
     monkeypatch.setattr(asyncio.BaseEventLoop, "create_connection", create_connection)
+    many = [f"93.184.215.{number}" for number in range(1, 200)]
     due = due_delivery("https://hooks.example.com/", allowed=())
-    outcome = send(due, resolve=answers("93.184.215.14", "127.0.0.1"))
-    assert outcome.attempt.error == "connect_failed"
-    assert connected == ["93.184.215.14"]
-    assert (
-        send(due, resolve=answers("127.0.0.1", "93.184.215.14")).attempt.error == "address_refused"
-    )
-    assert connected == ["93.184.215.14"]
+    assert send(due, resolve=answers(many)).attempt.error == "connect_failed"
+    assert connected == many[:4]
 
 
 def test_the_connection_goes_to_the_checked_address_under_its_name(
@@ -411,12 +473,29 @@ def test_nobody_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [[], socket.gaierror(socket.EAI_NONAME, "no"), socket.gaierror(socket.EAI_AGAIN, "no")],
+    ("answer", "error"),
+    [
+        ([], "address_refused"),  # as if it had a private one
+        (socket.gaierror(socket.EAI_NONAME, "no"), "address_refused"),
+        (socket.gaierror(socket.EAI_AGAIN, "no"), "dns_failed"),
+    ],
 )
-def test_no_such_name(answer: list[str] | OSError) -> None:
+def test_no_such_name(answer: list[str] | OSError, error: str) -> None:
     due = due_delivery("https://hooks.example.com/", allowed=())
-    assert send(due, resolve=answers(answer)).attempt.error == "dns_failed"
+    assert send(due, resolve=answers(answer)).attempt.error == error
+
+
+def test_names_are_looked_up_on_behalf_of_the_key() -> None:
+    asked = []
+
+    def resolver(key: str) -> Resolve:
+        asked.append(key)
+        return answers([])
+
+    due = due_delivery("https://hooks.example.com/", allowed=(), lane="key1 hooks.example.com:443")
+    tested = Sender(Settings(), resolver=resolver, tls=usual_tls())
+    assert asyncio.run(tested.attempt(due)).attempt.error == "address_refused"
+    assert asked == ["key1"]
 
 
 def test_a_name_server_that_hangs() -> None:

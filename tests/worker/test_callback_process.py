@@ -208,6 +208,14 @@ class MortalRedis:
         self._server = server
         self._store = store.callbacks
         self._step = step
+        self._run = store.callbacks._run
+        store.callbacks._run = self.run
+
+    def run(self, script: str, *args: Any) -> Any:
+        answer = self._run(script, *args)
+        if script == "callback_claim" and answer[1] and self.die("as it answers a claim"):
+            raise StoreUnavailable("it hung up")
+        return answer
 
     def claim(self, *args: Any, **options: Any) -> tuple[list[DueDelivery], float]:
         self.die("before claim")
@@ -225,12 +233,14 @@ class MortalRedis:
     def release(self, claimed: list[DueDelivery]) -> None:
         self._store.release(claimed)
 
-    def die(self, step: str) -> None:
-        if step == self._step:
-            self._step = ""
-            self._wait_for_file()
-            self._server.kill()
-            self._server.start()
+    def die(self, step: str) -> bool:
+        if step != self._step:
+            return False
+        self._step = ""
+        self._wait_for_file()
+        self._server.kill()
+        self._server.start()
+        return True
 
     def _wait_for_file(self) -> None:
         """While its disk is busy, Redis holds what it would write back for up to two seconds."""
@@ -243,7 +253,14 @@ class MortalRedis:
 
 @pytest.mark.parametrize(
     "step",
-    ["before claim", "after claim", "during the attempt", "before settle", "after settle"],
+    [
+        "before claim",
+        "as it answers a claim",
+        "after claim",
+        "during the attempt",
+        "before settle",
+        "after settle",
+    ],
 )
 def test_nothing_is_lost_when_redis_dies(tmp_path: Path, step: str) -> None:
     server = RedisServer(tmp_path / "redis", free_port())

@@ -14,12 +14,10 @@ import logging
 import os
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
-from slm_jobs.callback_urls import resolve
 from slm_jobs.errors import SettingsError
 from slm_jobs.events import DueEvents
+from slm_jobs.lookups import Lookups
 from slm_jobs.redis_checks import check_redis
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
@@ -32,9 +30,9 @@ log = logging.getLogger("worker.callbacks")
 
 async def serve(settings: Settings, store: JobStore) -> None:
     """Delivers until SIGTERM or SIGINT."""
-    # A name server that hangs holds a thread for long after the attempt has given up.
-    lookups = ThreadPoolExecutor(2 * settings.callback_concurrency, "lookup")
-    sender = Sender(settings, resolve=partial(resolve, executor=lookups))
+    at_once = settings.callback_concurrency
+    lookups = Lookups(2 * at_once, max(1, at_once // 8))
+    sender = Sender(settings, resolver=lookups.of)
     courier = Courier(store.callbacks, sender.attempt, settings)
     events = DueEvents(settings, courier.wake)
 

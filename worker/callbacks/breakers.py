@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
@@ -14,7 +14,7 @@ FIRST_PROBE_SECONDS = (
     1.0  # from then to the first attempt; doubled each time, as it may only restart
 )
 PROBE_SECONDS = 30.0  # at most
-_MOST = 4_096  # lanes that are remembered; the oldest are forgotten first
+_MOST = 1_024  # lanes that are remembered, as claims name them; the oldest are forgotten first
 
 
 @dataclass
@@ -30,7 +30,7 @@ class _Breaker:
 
 class Breakers:
     """A circuit breaker for each lane whose last attempt failed, so that dead receivers hold no
-    slots. An open one lets a single attempt through from time to time; any answer closes it.
+    slots. An open one lets a single attempt through from time to time; an answer closes it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class Breakers:
         self._breakers: dict[str, _Breaker] = {}
 
     def note(self, lane: str, *, reached: bool) -> None:
-        """How an attempt in the lane ended."""
+        """Whether an attempt in the lane got an answer, and soon."""
         if reached:
             if (ended := self._breakers.pop(lane, None)) and ended.open:
                 log.info("%s answers again", _host(lane))
@@ -53,18 +53,17 @@ class Breakers:
         if len(self._breakers) > _MOST:
             del self._breakers[next(iter(self._breakers))]
 
-    def busy(self, running: Mapping[str, int], per_lane: int) -> dict[str, int]:
-        """How much of each lane counts as taken, given what runs there: all of one that is to be
-        left alone, all but one of one that may be probed."""
-        taken = dict(running)
-        for lane, breaker in self._breakers.items():
-            if breaker.open:
-                probing = breaker.probe_at <= self._clock() and not running.get(lane)
-                taken[lane] = max(per_lane - probing, running.get(lane, 0))
-        return taken
+    def limits(self) -> dict[str, int]:
+        """How many attempts may be under way in the lanes whose breaker is open: none, or one."""
+        now = self._clock()
+        return {
+            lane: int(breaker.probe_at <= now)
+            for lane, breaker in self._breakers.items()
+            if breaker.open
+        }
 
     def next_probe(self) -> float | None:
-        """Seconds until one may be probed that may not yet; None if there is none."""
+        """Seconds until a lane may be tried that may not yet; None if there is none."""
         now = self._clock()
         waits = (breaker.probe_at - now for breaker in self._breakers.values())
         return min((wait for wait in waits if wait > 0), default=None)

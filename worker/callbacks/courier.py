@@ -29,6 +29,7 @@ _LEAST_WAIT = 0.01
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0  # seconds, while Redis is away
 _CLOSING_SECONDS = 4.0  # to write the last outcomes
 _MOST_OUTCOMES = 256  # in one call
+_HOST_SHARE = 8  # the lanes of all keys to a host hold a slot in so many
 
 _Attempt = Callable[[DueDelivery], Awaitable[Outcome]]
 _T = TypeVar("_T")
@@ -46,7 +47,9 @@ class Courier:
         self._attempt = attempt
         self._concurrency = settings.callback_concurrency
         self._per_lane = settings.callback_per_host
+        self._per_host = max(self._per_lane, self._concurrency // _HOST_SHARE)
         self._grace = settings.callback_timeout_seconds
+        self._late_ms = 1000 * settings.callback_timeout_seconds / 2
         self._lease = settings.callback_timeout_seconds + SETTLE_SECONDS
         self._running: dict[asyncio.Task[None], DueDelivery] = {}
         self._ended: list[tuple[float, Outcome]] = []  # with the time at which the lease ends
@@ -114,19 +117,19 @@ class Courier:
         if room <= 0:
             return LOOK_AGAIN
         lapses = asyncio.get_running_loop().time() + self._lease
-        lanes = [due.lane for due in self._running.values()]
-        busy = self._breakers.busy(Counter(lanes), self._per_lane)
-        busy |= Counter(lane.partition(" ")[0] for lane in lanes)
         claim = partial(
             self._store.claim,
+            room,
             per_lane=self._per_lane,
-            per_key=max(1, self._concurrency // 2),
+            per_host=self._per_host,
+            running=Counter(due.lane for due in self._running.values()),
+            limits=self._breakers.limits(),
             lease_seconds=self._lease,
         )
-        found, wait = await self._call(partial(claim, room, busy=busy))
+        found, wait = await self._call(claim)
         self._note_contact(None)
         for due in found:
-            task = asyncio.create_task(self._deliver(due, lapses), name=due.delivery.id)
+            task = asyncio.create_task(self._deliver(due, lapses), name=due.id)
             self._running[task] = due
         probe = self._breakers.next_probe()
         return max(min(wait, LOOK_AGAIN if probe is None else probe, LOOK_AGAIN), _LEAST_WAIT)
@@ -134,13 +137,18 @@ class Courier:
     async def _deliver(self, due: DueDelivery, lapses: float) -> None:
         try:
             outcome = await self._attempt(due)
-            self._breakers.note(due.lane, reached=outcome.attempt.error not in UNREACHABLE)
+            self._breakers.note(due.lane, reached=self._reached(outcome))
             _log_attempt(due, outcome)
             self._ended.append((lapses, outcome))
             self._settling.set()
         finally:
             if task := asyncio.current_task():
                 del self._running[task]
+
+    def _reached(self, outcome: Outcome) -> bool:
+        """A receiver that fails late, whatever it says then, holds slots like one that hangs."""
+        late = not outcome.delivered and outcome.attempt.duration_ms > self._late_ms
+        return not late and outcome.attempt.error not in UNREACHABLE
 
     # Settling
 
@@ -195,7 +203,7 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 def _log_attempt(due: DueDelivery, outcome: Outcome) -> None:
     """Without what is nobody's business: the URL's query, secrets, the payload."""
-    attempt, delivery = outcome.attempt, due.delivery
+    attempt = outcome.attempt
     host = due.lane.rpartition(" ")[2]
     said = attempt.error or f"delivered, {attempt.status}"
     then = ""
@@ -204,15 +212,15 @@ def _log_attempt(due: DueDelivery, outcome: Outcome) -> None:
     log.log(
         logging.WARNING if attempt.error and outcome.next is None else logging.INFO,
         "%s %s to %s: %s in %d ms%s",
-        delivery.id,
-        delivery.type,
+        due.id,
+        due.type,
         host,
         said,
         attempt.duration_ms,
         then,
         extra={
-            "delivery_id": delivery.id,
-            "delivery_type": delivery.type,
+            "delivery_id": due.id,
+            "delivery_type": due.type,
             "host": host,
             "status": attempt.status,
             "error": attempt.error,

@@ -7,15 +7,18 @@ from collections.abc import Iterable, Sequence
 
 import httpcore
 
-from slm_jobs.callback_urls import Resolve, check_address
+from slm_jobs.callback_urls import check_addresses
+from slm_jobs.lookups import Resolve, is_no_such_name
+
+_MOST_TRIED = 4  # addresses of a name, in one attempt: nobody has us call a thousand
 
 
-class NoAddress(Exception):
-    """The name has none, or nobody could say in time."""
+class NoAnswer(Exception):
+    """Nobody could say which addresses a name has, or not in time."""
 
 
 class GuardedNetwork(httpcore.AsyncNetworkBackend):
-    """Looks a name up once, checks every address that it has, and connects to one of these.
+    """Looks a name up once, checks every address that it has, and connects to one of the first.
 
     What DNS says later does not count: a connection goes to an address, never to a name. Use one
     for each delivery, and keep no connections: another key may not be allowed to go there.
@@ -34,11 +37,11 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """`timeout` is for all of it. Raises CallbackUrlRefused, NoAddress, and what httpcore does
+        """`timeout` is for all of it. Raises CallbackUrlRefused, NoAnswer, and what httpcore does
         when it cannot connect."""
         clock = asyncio.get_running_loop().time
         began = clock()
-        addresses = await self._addresses(host, port, timeout)
+        addresses = (await self._addresses(host, port, timeout))[:_MOST_TRIED]
         failure: Exception | None = None
         for number, address in enumerate(addresses):
             share = None  # of the time, for this address
@@ -50,14 +53,15 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
-        raise failure or NoAddress(host)
+        raise failure or NoAnswer(host)
 
     async def _addresses(self, host: str, port: int, timeout: float | None) -> list[str]:
         try:
             async with asyncio.timeout(timeout):
                 addresses = await self._resolve(host, port)
         except OSError as error:
-            raise NoAddress(host) from error
-        for address in addresses:
-            check_address(address, host, port, self._allowed)
+            if not is_no_such_name(error):
+                raise NoAnswer(host) from error
+            addresses = []
+        check_addresses(addresses, host, port, self._allowed)
         return addresses
