@@ -7,16 +7,22 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo up test check format bench chaos soak lock audit clean
+.PHONY: help demo up train-tiny test check format bench chaos soak lock audit clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime $(VENV)/.kernels ## Start everything, turn examples/prompts.txt into stories.jsonl, stop
 	$(BIN)/slm demo
 
 up: $(VENV)/.runtime $(VENV)/.kernels ## Start Redis, api and a worker; Ctrl-C stops them
 	$(BIN)/slm up
+
+train-tiny: $(VENV)/.train ## Train a toy model on some stories (under two minutes)
+	rm -rf runs/tiny
+	$(BIN)/python -m training.prepare examples/tinystories/stories.txt --out runs/tiny-data --valid-fraction 0.1
+	$(BIN)/python -m training.train --data runs/tiny-data --out runs/tiny --preset tiny --context 256 --batch 4 --no-compile --minutes 1
+	@echo "Serve it: $(BIN)/slm up --model runs/tiny"
 
 test: $(VENV)/.dev $(VENV)/.kernels ## Run all tests
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
@@ -76,14 +82,18 @@ $(VENV)/.runtime: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[api,worker,callbacks,embedded]'
 	@touch $@
 
+$(VENV)/.train: $(VENV)/.runtime
+	$(PIP) --editable '.[api,worker,callbacks,embedded,train]'
+	@touch $@
+
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (once; PyTorch is large)"
 	$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/.runtime
+	@touch $@ $(VENV)/.runtime $(VENV)/.train
 
 $(VENV)/.bench: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[bench]'
-	@touch $@ $(VENV)/.dev $(VENV)/.runtime
+	@touch $@ $(VENV)/.dev $(VENV)/.runtime $(VENV)/.train
 
 # Apart from the rest: what they depend on is not pinned here.
 $(TOOLS)/.made: $(BIN)/python

@@ -80,9 +80,12 @@ class GPTConfig:
 
 
 PRESETS = {
-    "tiny": GPTConfig(n_layer=2, n_head=2, n_embd=64, context_length=128),
-    "tinystories": GPTConfig(n_layer=6, n_head=6, n_embd=192, context_length=512),
+    "tiny": GPTConfig(n_layer=2, n_head=2, n_embd=64, context_length=128),  # 3 M: tests, toys
+    "width-128": GPTConfig(n_layer=4, n_head=4, n_embd=128, context_length=256),  # 7 M
     "slm-7m": GPTConfig(n_layer=4, n_head=4, n_embd=128, context_length=512),
+    "tinystories": GPTConfig(n_layer=6, n_head=6, n_embd=192, context_length=512),  # 12 M, ships
+    "slm-16m": GPTConfig(n_layer=4, n_head=4, n_embd=256, context_length=512),
+    "classic": GPTConfig(n_layer=6, n_head=6, n_embd=384, context_length=128),  # 30 M
     "slm-30m": GPTConfig(n_layer=6, n_head=6, n_embd=384, context_length=512),
-    "gpt2": GPTConfig(n_layer=12, n_head=12, n_embd=768, context_length=1024),
+    "gpt2": GPTConfig(n_layer=12, n_head=12, n_embd=768, context_length=1024),  # 124 M
 }

@@ -1,84 +1,242 @@
-"""Loss of a checkpoint on a text, in every precision: `python -m training.evaluate --help`."""
+"""What a checkpoint is worth: its loss on texts, in every precision, and samples of its own.
+
+`python -m training.evaluate --help`
+"""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 import typer
-from numpy.typing import NDArray
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
+from rich.table import Table
 
 from slm_core import Engine
 from slm_core.checkpoint import record_perplexity
 from slm_core.errors import SlmCoreError
 from slm_core.linear import PRECISIONS
-from training.prepare import TOKEN_DTYPE, split_documents
+from training import page
+from training import samples as drawing
+from training.documents import Documents, load
+from training.metrics import TextLoss, text_loss
+from training.samples import Sampling
 
-Logits = Callable[[list[int]], torch.Tensor]
-
-
-@torch.inference_mode()
-def evaluate(
-    logits: Logits, tokens: NDArray[np.uint16], *, context_length: int, stories: int | None = None
-) -> float:
-    """Mean loss in nats per token over whole documents, or over the first `stories` of them.
-
-    `logits` gives [time, vocab] after each of some token ids. Each document stands alone from
-    position 0, cut to the context; every token but the first is predicted, its end-of-text too.
-    """
-    documents = [d for d in split_documents(tokens) if len(d) > 1][:stories]
-    total = count = 0.0
-    for document in documents:
-        ids = document[: context_length + 1].tolist()
-        loss = F.cross_entropy(logits(ids[:-1]), torch.tensor(ids[1:]), reduction="sum")
-        total += loss.item()
-        count += len(ids) - 1
-    return total / count
+_FIGURES = 4  # decimals
 
 
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its boxes leave the words half of the line
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command(no_args_is_help=True)
 def main(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", exists=True)],
-    tokens: Annotated[Path, typer.Argument(help="val.bin of training.prepare.", exists=True)],
+    texts: Annotated[
+        list[Path],
+        typer.Argument(
+            help="val.bin of training.prepare, or text: .txt, .jsonl, .csv, each also .gz.",
+            exists=True,
+        ),
+    ],
     precision: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(PRECISIONS)}; again for more.")
+        list[str] | None,
+        typer.Option(
+            help=f"One of {', '.join(PRECISIONS)}; again for more.", show_default="all there are"
+        ),
     ] = None,
     kernels: Annotated[
         str, typer.Option(help="auto, none for PyTorch alone, or a variant of the kernels.")
     ] = "auto",
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Read documents longer than the context to their end, by a window that moves on "
+            "by so many tokens.",
+            show_default="cut them to the context",
+        ),
+    ] = None,
+    documents: Annotated[
+        int | None, typer.Option(min=1, help="Only the first of each text.", show_default="all")
+    ] = None,
     record: Annotated[
         bool,
         typer.Option(
             "--record", help="Note every perplexity in the checkpoint; `auto` chooses by it."
         ),
     ] = False,
+    samples: Annotated[int, typer.Option(min=0, help="Texts to write; 0 for none.")] = 20,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts for them, one a line.",
+            show_default="beginnings of documents of the first text, drawn at random",
+        ),
+    ] = None,
+    grid: Annotated[
+        Path | None,
+        typer.Option(
+            help="Page to show them on, .md or .html.", dir_okay=False, show_default="none"
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest sample.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the samples.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=1, help="Of the samples.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Draws prompts and samples.")] = 1,
 ) -> None:
-    """Loss and perplexity per token over whole stories, as the engine computes them."""
-    text = np.fromfile(tokens, TOKEN_DTYPE)
-    losses: dict[str, float] = {}
-    for name in track(precision or PRECISIONS, "Evaluating", console=Console(stderr=True)):
-        try:
-            engine = Engine.from_checkpoint(checkpoint, precision=name, slots=1, kernels=kernels)  # type: ignore[arg-type]
-            limit = engine.config.context_length
-            losses[name] = evaluate(engine.logits, text, context_length=limit)
-        except (SlmCoreError, ValueError) as error:
-            if precision or name == "fp32":
-                raise typer.BadParameter(str(error)) from None
-            typer.echo(f"{name}: {error}", err=True)
-    perplexity = {name: round(math.exp(loss), 4) for name, loss in losses.items()}
-    if record:
-        record_perplexity(checkpoint, perplexity)
-    for name, loss in losses.items():
-        typer.echo(f"{name}: {loss:.4f} nats per token, perplexity {perplexity[name]:.4f}")
-    typer.echo(json.dumps({"loss": losses, "perplexity": perplexity}))
+    """Loss and perplexity per token on texts, as the engine computes them, and figures of samples.
+
+    Every document stands alone from position 0; each of its tokens but the first is predicted, its
+    end-of-text too. One that is longer than the context is cut to it; with --stride none is, and
+    each token is predicted from at least context - stride tokens before it.
+
+    rep-4 is the share of a sample's runs of 4 tokens that it had before; distinct-n that of
+    different runs of n tokens among those of all samples. The text's own figures stand beside.
+
+    The last line is one JSON document.
+
+    Examples:
+
+    \b
+      python -m training.evaluate runs/mine data/val.bin
+      python -m training.evaluate runs/mine data/val.bin --record
+      python -m training.evaluate runs/mine novel.txt --stride 256 --precision fp32
+      python -m training.evaluate runs/mine data/val.bin --samples 20 --grid samples.html
+    """
+    if grid and grid.suffix not in page.FORMATS:
+        raise typer.BadParameter(f"--grid must end with {' or '.join(page.FORMATS)}: {grid}")
+    if grid and not samples:
+        raise typer.BadParameter("--grid shows samples: let --samples be 1 or more")
+    sampling = Sampling(max_tokens, temperature, top_k, seed)
+    losses: dict[str, dict[str, TextLoss]] = {}  # by text, by precision
+    drawn: list[drawing.Sample] = []
+    figures: dict[str, dict[str, float]] = {}
+    try:
+        if grid:
+            grid.parent.mkdir(parents=True, exist_ok=True)
+        loaded = {str(path): load(path, documents) for path in texts}
+        own = drawing.read_prompts(prompts) if prompts else None
+        for name in precision or PRECISIONS:
+            engine = _open(checkpoint, name, kernels, required=bool(precision) or name == "fp32")
+            if engine is None:
+                continue
+            for text, each in loaded.items():
+                losses.setdefault(text, {})[name] = _measure(engine, each, stride, f"{name} {text}")
+            if samples and not drawn:
+                drawn, figures = _draw(engine, next(iter(loaded.values())), own, samples, sampling)
+        overall = {
+            name: sum((each[name] for each in losses.values()), TextLoss())
+            for name in next(iter(losses.values()))
+        }
+        perplexity = {name: round(loss.perplexity, _FIGURES) for name, loss in overall.items()}
+        if record:
+            record_perplexity(checkpoint, perplexity)
+    except (SlmCoreError, ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+    if grid:
+        source = prompts or f"beginnings of stories of {texts[0].name}, drawn at random"
+        paragraphs = [
+            f"{len(drawn)} samples in the order in which they came, none left out. Drawn at "
+            f"{sampling}. Prompts: {source}.",
+        ]
+        rows = [
+            [name, f"{loss.mean:.4f}", f"{loss.perplexity:.4f}"] for name, loss in overall.items()
+        ]
+        tables = [page.Table(["precision", "nats per token", "perplexity"], rows)]
+        title = f"Samples of {checkpoint.resolve().name}"
+        drawing.grid(title, paragraphs, tables, drawn, figures).write(grid)
+    _show(losses, figures)
+    document = {
+        "checkpoint": str(checkpoint),
+        "loss": {name: loss.mean for name, loss in overall.items()},
+        "perplexity": perplexity,
+        "texts": {
+            text: {name: _described(loss) for name, loss in each.items()}
+            for text, each in losses.items()
+        },
+        "samples": figures,
+    }
+    typer.echo(json.dumps(document))
+
+
+def _open(checkpoint: Path, precision: str, kernels: str, *, required: bool) -> Engine | None:
+    """An engine; None, which a line says, for a precision that is not there and not required."""
+    try:
+        return Engine.from_checkpoint(checkpoint, precision=precision, slots=8, kernels=kernels)  # type: ignore[arg-type]
+    except (SlmCoreError, ValueError) as error:
+        if required:
+            raise
+        typer.echo(f"{precision}: {error}", err=True)
+        return None
+
+
+def _measure(engine: Engine, documents: Documents, stride: int | None, what: str) -> TextLoss:
+    return text_loss(
+        engine.logits,
+        track(documents, f"Reading, {what}", console=Console(stderr=True), transient=True),
+        context_length=engine.config.context_length,
+        stride=stride,
+    )
+
+
+def _draw(
+    engine: Engine,
+    documents: Documents,
+    prompts: list[list[int]] | None,
+    count: int,
+    sampling: Sampling,
+) -> tuple[list[drawing.Sample], dict[str, dict[str, float]]]:
+    """Samples and their figures; with beginnings of documents also those of their own endings."""
+    figures = {}
+    if prompts is None:
+        prompts, endings = drawing.beginnings(
+            documents, count, context_length=engine.config.context_length, seed=sampling.seed
+        )
+        figures["text"] = drawing.figures([ids[: sampling.max_tokens] for ids in endings])
+    drawn = drawing.generate(engine, prompts, count, sampling)
+    return drawn, {"samples": drawing.figures([s.token_ids for s in drawn]), **figures}
+
+
+def _described(loss: TextLoss) -> dict[str, Any]:
+    return {
+        "loss": loss.mean,
+        "perplexity": round(loss.perplexity, _FIGURES),
+        "tokens": loss.tokens,
+        "documents": loss.documents,
+        "cut": loss.cut,
+    }
+
+
+def _show(losses: dict[str, dict[str, TextLoss]], figures: dict[str, dict[str, float]]) -> None:
+    console = Console()
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("text", overflow="fold")
+    table.add_column("precision")
+    for name in ("loss", "perplexity", "tokens", "documents", "cut"):
+        table.add_column(name, justify="right")
+    for text, each in losses.items():
+        for name, loss in each.items():
+            numbers = f"{loss.mean:.4f}", f"{loss.perplexity:.4f}"
+            counts = f"{loss.tokens:,}", f"{loss.documents:,}", f"{loss.cut:,}"
+            table.add_row(escape(text), name, *numbers, *counts)
+    console.print(table)
+    if figures:
+        table = Table("", box=box.SIMPLE, pad_edge=False)
+        for name in figures["samples"]:
+            table.add_column(name.replace("_", "-"), justify="right")
+        for who, measured in figures.items():
+            table.add_row(who, *(f"{value:g}" for value in measured.values()))
+        console.print(table)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

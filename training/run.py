@@ -1,0 +1,72 @@
+"""A run before it computes anything: its settings, its text, its folder, where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from training.progress import LOG
+from training.recipe import Recipe
+from training.settings import amended, differences, read_toml, resolve
+from training.state import State, StateError, has_state, load_state
+from training.tokens import DataFolder
+
+STATE = "state"
+
+
+@dataclass(frozen=True)
+class Run:
+    """`folder` is that of `data`. `state` is where an earlier run in `out` stopped, and `problems`
+    are what was wrong with newer states than that."""
+
+    recipe: Recipe
+    folder: Path
+    data: DataFolder
+    out: Path
+    state: State | None = None
+    problems: Sequence[str] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a state keeps of it, for `go_on`; fits into JSON."""
+        return {
+            "recipe": asdict(self.recipe),
+            "data_folder": str(self.folder.absolute()),
+            "data_sha256": {part: self.data.meta[part].get("sha256") for part in ("train", "val")},
+        }
+
+
+def begin(out: Path, folder: Path | None, file: Path | None, settings: Mapping[str, Any]) -> Run:
+    """A new run. Raises ValueError, too where `out` holds one already."""
+    if folder is None:
+        raise ValueError("--data is missing: the folder that training.prepare made")
+    if has_state(out / STATE) or (out / LOG).exists():
+        raise ValueError(f"{out} holds a run: --resume goes on with it; or name another --out")
+    return Run(resolve(settings, file), folder, DataFolder.open(folder), out)
+
+
+def go_on(out: Path, folder: Path | None, file: Path | None, settings: Mapping[str, Any]) -> Run:
+    """The run in `out` from its newest state. Raises ValueError for what would make it another."""
+    try:
+        state, problems = load_state(out / STATE)
+    except StateError as error:
+        raise ValueError(f"{error}; without --resume a run begins") from None
+    try:
+        before = Recipe(**state.facts["recipe"])
+    except (KeyError, TypeError):
+        raise ValueError(f"the state in {out / STATE} is of another version") from None
+    recipe = amended(before, {**(read_toml(file) if file else {}), **settings})
+    folder = folder or Path(state.facts["data_folder"])
+    run = Run(recipe, folder, DataFolder.open(folder), out, state, problems)
+    changed = differences(before, recipe)
+    for part, digest in run.identity["data_sha256"].items():
+        if digest != state.facts["data_sha256"][part]:
+            changed.append(f"{part}.bin is another text")
+    if changed:
+        raise ValueError(
+            f"{out} must go on as it began, but {'; '.join(changed)}: leave that as it was, or "
+            "name another --out"
+        )
+    return run

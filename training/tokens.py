@@ -1,0 +1,136 @@
+"""Token files, and the folder that `training.prepare` makes of them.
+
+A token file is a flat array of little-endian uint16 ids of GPT-2's tokenizer, `<|endoftext|>` after
+every document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slm_core.tokenizer import Tokenizer
+
+TOKEN_DTYPE = np.dtype("<u2")
+TRAIN, VAL, META = "train.bin", "val.bin", "meta.json"
+
+
+class TokenFileError(ValueError):
+    """A token file, or a folder of them, is missing or damaged. Says which, and what to do."""
+
+
+def read_tokens(path: str | Path) -> NDArray[np.uint16]:
+    """The ids of a token file, [tokens], memory-mapped and read-only. Raises TokenFileError."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if not size or size % TOKEN_DTYPE.itemsize:
+            raise TokenFileError(f"{path} is no token file: it is {size} bytes long")
+        tokens: NDArray[np.uint16] = np.asarray(np.memmap(path, TOKEN_DTYPE, mode="r"))
+    except OSError as error:
+        raise TokenFileError(f"cannot read {path}: {error.strerror}") from None
+    if tokens[-1] != Tokenizer().eos_id:
+        raise TokenFileError(
+            f"{path} is no token file, or was cut off: its last id is not <|endoftext|>"
+        )
+    return tokens
+
+
+def split_documents(tokens: NDArray[np.uint16]) -> list[NDArray[np.uint16]]:
+    """The documents of a token file, each with the end-of-text token that ends it."""
+    ends = np.flatnonzero(tokens == Tokenizer().eos_id) + 1
+    return [document for document in np.split(tokens, ends) if len(document)]
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """What a model is trained on.
+
+    Attributes:
+        train: [tokens], memory-mapped and read-only.
+        val: the same, of other documents.
+        meta: how they came about; see `training.prepare`.
+    """
+
+    train: NDArray[np.uint16]
+    val: NDArray[np.uint16]
+    meta: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Raises TokenFileError if something is missing, or the files are not those of the meta."""
+        path = Path(path)
+        again = f"python -m training.prepare SOURCE --out {path} makes it"
+        try:
+            meta = json.loads((path / META).read_text("utf-8"))
+            expected = {TRAIN: int(meta["train"]["tokens"]), VAL: int(meta["val"]["tokens"])}
+            tokenizer = meta["tokenizer"]
+        except FileNotFoundError:
+            raise TokenFileError(f"no data in {path}: {META} is missing; {again}") from None
+        except OSError as error:
+            raise TokenFileError(f"cannot read {path / META}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise TokenFileError(f"{path / META} is damaged ({error!r}); {again} anew") from None
+        if tokenizer != Tokenizer.name:
+            raise TokenFileError(f"{path / META} tells of tokenizer {tokenizer!r}, not 'gpt2'")
+        tokens = {name: read_tokens(path / name) for name in expected}
+        for name, count in expected.items():
+            if len(tokens[name]) != count:
+                raise TokenFileError(
+                    f"{path / name} has {len(tokens[name])} tokens and {META} tells of {count}: "
+                    f"they are of different runs; {again} anew"
+                )
+        return cls(tokens[TRAIN], tokens[VAL], meta)
+
+
+class TokenWriter:
+    """A token file that is written under a temporary name, and is there once all went well.
+
+    Attributes:
+        tokens: how many were written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._file = self._partial.open("wb")
+        self._digest = hashlib.sha256()
+        self.tokens = 0
+
+    def write(self, ids: bytes) -> None:
+        """Ids in the file's own format."""
+        self._file.write(ids)
+        self._digest.update(ids)
+        self.tokens += len(ids) // TOKEN_DTYPE.itemsize
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written, in hex."""
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: object, __: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()  # where a full disk may show
+            if kind is None:
+                self._partial.replace(self._path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+def write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Puts `meta.json` there at once."""
+    partial = folder / f".{META}.partial"
+    partial.write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
+    partial.replace(folder / META)
