@@ -12,9 +12,11 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several processes hinder each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Run in the background, we may have been told to ignore Ctrl-C, which our children would inherit.
+# Run in the background, we may have been told to ignore these, which our children would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from slm_client.redis_server import RedisServer, free_port
 from slm_core import GPTConfig, save_checkpoint

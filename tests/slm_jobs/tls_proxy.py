@@ -43,6 +43,8 @@ class TlsProxy:
             task = asyncio.create_task(self._connect(reader, writer))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+            # one that is cancelled before it begins closes nothing itself
+            task.add_done_callback(lambda _: writer.transport.abort())
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
