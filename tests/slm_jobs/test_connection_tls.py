@@ -56,6 +56,7 @@ def test_events(tls_proxy: TlsProxy, real_redis: Redis) -> None:
         async with events.watch("job_1"):
             [(_, count)] = real_redis.pubsub_numsub(f"{keys.EVENTS}job_1")
         await events.close()
+        await asyncio.sleep(0.2)  # redis-py does not wait until TLS has said goodbye
         return int(count)
 
     assert asyncio.run(listeners()) == 1
