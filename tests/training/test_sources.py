@@ -22,7 +22,7 @@ def put(folder: Path, name: str, content: str | bytes) -> Path:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
     return path
 
 
@@ -92,7 +92,7 @@ def test_a_mark_within_a_text_is_no_border_and_is_told(tmp_path: Path) -> None:
 BAD = [
     ("a.txt", b"One.\nTwo \xff.\n", "line 2: not UTF-8: byte 0xff at byte 5 of the line"),
     ("a.txt", "One.\n".encode("utf-16"), ": the file is UTF-16: save it as UTF-8"),
-    ("a.txt", gzip.compress(b"One."), ": the file is packed with gzip: give it a name"),
+    ("a.txt", gzip.compress(b"One.", mtime=0), ": the file is packed with gzip: give it a name"),
     ("a.txt", b"", ": holds no document"),
     ("a.txt.gz", b" \n\n", ": holds no document"),
     ("a.jsonl", b"", ": holds no document"),
@@ -139,7 +139,7 @@ def test_bad_input_is_named_by_file_and_line(
 
 def test_damaged_gzip_is_named_with_the_line_before(tmp_path: Path) -> None:
     lines = "".join(f"Story {i} of {i * 7919 % 1000}.\n{END}\n" for i in range(2000))
-    whole = gzip.compress(lines.encode())
+    whole = gzip.compress(lines.encode(), mtime=0)
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 255
     for data, why in (
