@@ -99,7 +99,8 @@ class NearIndex:
 def load_index(folder: Path) -> NearIndex:
     """What `NearIndex.save` put there, memory-mapped: processes that load it share it."""
     files = {name: folder / f"{name}.npy" for name in _ARRAYS}
-    return NearIndex({n: np.asarray(np.lib.format.open_memmap(f, mode="r")) for n, f in files.items()})
+    load = np.lib.format.open_memmap  # which never unpickles
+    return NearIndex({name: np.asarray(load(file, mode="r")) for name, file in files.items()})
 
 
 def _prefix(sizes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -34,8 +34,8 @@ MOST_ROWS = 12  # of a key
 KEYS = 2
 ENDED = ("succeeded", "failed", "cancelled", "expired")
 
-# One output each: of rows that came back in the same millisecond any may be first, and a claim is to
-# have as many rows in every run.
+# One output each: of rows that came back in the same millisecond any may be first, and a claim
+# has to have as many rows in every run.
 ROWS = st.lists(st.tuples(st.integers(1, 9), st.just(1)), min_size=1, max_size=4)
 clients = st.integers(0, 2)
 companies = st.sampled_from([None, Company.ANY, Company.SUSPECTS])  # of what the worker holds
