@@ -18,6 +18,7 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
 from slm_core.checkpoint import CONFIG, WEIGHTS, read_config, read_perplexity
+from slm_core.command import command_line
 from slm_core.config import PRESETS, GPTConfig
 from slm_core.errors import CheckpointError
 from slm_core.model import GPT
@@ -183,12 +184,7 @@ def _count(parameters: int, times: int) -> str:
     return f"{times} {_BY} {parameters:,}" if times > 1 else f"{parameters:,}"
 
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # its boxes leave the words half of the line
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = command_line()
 
 
 @app.command(no_args_is_help=True)

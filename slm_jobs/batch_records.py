@@ -26,6 +26,7 @@ from slm_jobs.records import OUTPUTS, to_time
 from slm_jobs.schemas import (
     MAX_SEQUENCES,
     SEED_LIMIT,
+    Company,
     JobError,
     JobSpec,
     Output,
@@ -113,7 +114,9 @@ def pack_row(row: BatchRow) -> bytes:
     return pack([row.custom_id, row.line, row.prompts, *rest])
 
 
-def to_row_work(row_id: str, attempt: int, packed: bytes, common: Mapping[str, Any]) -> Work:
+def to_row_work(
+    row_id: str, attempt: int, packed: bytes, common: Mapping[str, Any], company: Company
+) -> Work:
     """A claimed row. `common` is what its batch's rows have in common."""
     stored = StoredRow.unpack(packed)
     index = int(row_id.rpartition(":")[2])
@@ -125,6 +128,7 @@ def to_row_work(row_id: str, attempt: int, packed: bytes, common: Mapping[str, A
         model=common["model"],
         spec=JobSpec.model_validate(fields),
         row=RowInput(stored.custom_id, stored.extra),
+        company=company,
     )
 
 

@@ -17,6 +17,8 @@
     slm:workers             zset    worker ids; score: ms until which the worker counts as alive
     slm:worker_info         hash    worker id -> its `WorkerInfo` as JSON
     slm:janitor             string  held by the one that sweeps
+    slm:swept_at            int     ms by Redis's own clock at which one has swept
+    slm:quiet               string  while it is there no lease is taken back, see `sweep.lua`
     slm:serve:<model>       list    tickets, read by Celery; named in `tickets`
     slm:discarded           list    keys that the janitor empties bit by bit
     slm:discarded:<n>               one of these
@@ -32,6 +34,7 @@
     slm:suspects:<model>    zset    ids of waiting work that crashed a worker; score: place in line
     slm:turn                string  "<model> <worker>": who empties itself to run suspects
     slm:turn_jobs           string  whether jobs come before its next suspect, see `claim.lua`
+    slm:apart               zset    workers that run suspects; score: ms since when
     slm:claimed:<worker>    string  "<claim> <id> <attempt> ...": what its last claim was given
 
     slm:batch:<id>          hash    a batch's record; it expires only after the batch ended

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from slm_jobs import keys
@@ -342,8 +343,8 @@ class JobStore:
             raw=True,
         )
         batches = dict(zip(specs[::2], map(json.loads, specs[1::2]), strict=True))
-        company = Company(beside.decode())
-        return [known for work in works if (known := _to_work(model, company, work, batches))]
+        read = partial(_to_work, model, Company(beside.decode()), batches)
+        return [known for work in works if (known := read(work))]
 
     def heartbeat(self, worker: WorkerInfo, held: Iterable[Work]) -> Beat:
         """The worker's sign of life; extends the leases of the work that it still owns.
@@ -474,15 +475,14 @@ class JobStore:
 
 
 def _to_work(
-    model: str, company: Company, work: Sequence[Any], batches: Mapping[bytes, Any]
+    model: str, company: Company, batches: Mapping[bytes, Any], work: Sequence[Any]
 ) -> Work | None:
     """None if it cannot be read, say because a newer api has written it. It is left to its lease,
     which counts as a crash: a newer worker may take it, and it holds up nothing."""
     work_id, attempt, request, batch, left_ms = work
     try:
         if batch:
-            row = to_row_work(work_id.decode(), attempt, request, batches[batch])
-            return row.model_copy(update={"company": company})
+            return to_row_work(work_id.decode(), attempt, request, batches[batch], company)
         spec = JobSpec.model_validate_json(request)
     except ValueError:
         log.exception("%s cannot be read, and is left to its lease", work_id.decode())

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Encode = Callable[[NDArray[np.uint16], np.random.Generator], NDArray[np.int64]]
+from training.tokens import document_ends
 
-_CHUNK = 1 << 24  # tokens that are searched for ends of documents at once
+Encode = Callable[[NDArray[np.uint16], np.random.Generator], NDArray[np.int64]]
 
 
 class Position(NamedTuple):
@@ -53,7 +53,7 @@ class Batches:
         self._tokens = tokens
         self._encode = encode
         self._batch, self._time, self._seed = batch, time, seed
-        ends = _document_ends(tokens, eos)
+        ends = document_ends(tokens, eos)
         self._documents = np.concatenate([[0], ends[:-1]])  # where they begin in `tokens`
         self._lengths = ends - self._documents
         self._window = position.window
@@ -106,12 +106,3 @@ def window_starts(begins: NDArray[np.int64], time: int) -> NDArray[np.int64]:
         begin = int(begins[np.searchsorted(begins, at + time, side="right") - 1])
         at = begin if begin > at else at + time
     return np.asarray(starts, np.int64)
-
-
-def _document_ends(tokens: NDArray[np.uint16], eos: int) -> NDArray[np.int64]:
-    """Where documents end, the last one with the text, which may be a file's memory map."""
-    parts = [
-        np.flatnonzero(tokens[i : i + _CHUNK] == eos) + i + 1 for i in range(0, len(tokens), _CHUNK)
-    ]
-    ends = np.concatenate(parts)
-    return ends if len(ends) and ends[-1] == len(tokens) else np.append(ends, len(tokens))

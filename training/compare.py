@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from slm_core import Engine, SamplingParams, kernels, load_checkpoint
+from slm_core.command import command_line
 from slm_core.errors import SlmCoreError
 from slm_core.model import untrained_model
 from training import samples as drawing
@@ -135,12 +136,7 @@ def _smoothed(values: Times, window: int = 9) -> Times:
     )
 
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # its boxes leave the words half of the line
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = command_line()
 
 
 @app.command(no_args_is_help=True)

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from slm_core import Engine
 from slm_core.checkpoint import record_perplexity
+from slm_core.command import command_line
 from slm_core.errors import SlmCoreError
 from slm_core.linear import PRECISIONS
 from training import page
@@ -29,12 +30,7 @@ from training.samples import Sampling
 _FIGURES = 4  # decimals
 
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # its boxes leave the words half of the line
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = command_line()
 
 
 @app.command(no_args_is_help=True)

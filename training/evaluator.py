@@ -15,6 +15,7 @@ from slm_core import GPT, Engine, load_checkpoint
 from slm_core.tokenizer import Tokenizer
 from training.documents import load as load_documents
 from training.machine import Machine
+from training.metrics import perplexity
 from training.recipe import Recipe
 from training.samples import Sample, Sampling, beginnings, generate
 from training.start import Start
@@ -91,7 +92,7 @@ class Evaluator:
         loss = whole.loss(model.to(self._machine.device), check)
         return {
             "val_loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
+            "perplexity": perplexity(loss),
             "val_documents": whole.documents,
             "val_tokens": whole.tokens,
         }

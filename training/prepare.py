@@ -20,6 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from slm_core.command import command_line
 from slm_core.tokenizer import END_OF_TEXT
 from training import download
 from training.corpus import Corpus
@@ -29,12 +30,7 @@ from training.sources import TextFormat
 
 _screen = Console(stderr=True)
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # its boxes leave the words half of the line
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = command_line()
 
 
 @app.command(no_args_is_help=True)

@@ -13,7 +13,8 @@ from training.settings import amended, differences, read_toml, resolve
 from training.state import State, StateError, has_state, load_state
 from training.tokens import DataFolder
 
-STATE = "state"
+STATE, SUMMARY = "state", "summary.json"
+LAST = "last"  # the newest checkpoint, beside the best one, which it shares its log with
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich import box
 from rich.console import Console
@@ -17,14 +16,15 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from slm_core import GPT, Engine
+from slm_core import Engine
 from slm_core.checkpoint import CONFIG, WEIGHTS, read_config, read_perplexity
+from slm_core.command import command_line
+from slm_core.describe import parts
 from slm_core.errors import CheckpointError, SlmCoreError
 from training.documents import Documents, load
 from training.metrics import perplexity, text_loss
-
-LOG, SUMMARY = "log.jsonl", "summary.json"
-LAST = "last"  # the checkpoint beside the best one, which shares its log
+from training.progress import LOG
+from training.run import LAST, SUMMARY
 
 
 @dataclass
@@ -70,8 +70,7 @@ def row_of(checkpoint: Path, name: str) -> Row:
         map(str, (config.n_layer, config.n_head, config.n_embd))
     )
     row.context_length = config.context_length
-    with torch.device("meta"):
-        row.parameters = sum(p.numel() for p in GPT(config).parameters())
+    row.parameters = sum(parts(config).values())
     row.megabytes = round((checkpoint / WEIGHTS).stat().st_size / 1e6, 1)
     if entry := _entry(checkpoint):
         row.steps, row.tokens = entry.get("step"), entry.get("tokens")
@@ -131,12 +130,7 @@ def measure(row: Row, checkpoint: Path, documents: Documents) -> None:
     row.val_loss, row.perplexity = round(loss.mean, 4), round(loss.perplexity, 2)
 
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # its boxes leave the words half of the line
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = command_line()
 
 
 @app.command(no_args_is_help=True)

@@ -16,9 +16,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from slm_core.checkpoint import write_text
 from slm_core.tokenizer import Tokenizer
 
 TOKEN_DTYPE = np.dtype("<u2")
+_CHUNK = 1 << 24  # tokens that are searched for ends of documents at once
 TRAIN, VAL, META = "train.bin", "val.bin", "meta.json"
 
 
@@ -45,8 +47,16 @@ def read_tokens(path: str | Path) -> NDArray[np.uint16]:
 
 def split_documents(tokens: NDArray[np.uint16]) -> list[NDArray[np.uint16]]:
     """The documents of a token file, each with the end-of-text token that ends it."""
-    ends = np.flatnonzero(tokens == Tokenizer().eos_id) + 1
-    return [document for document in np.split(tokens, ends) if len(document)]
+    return np.split(tokens, document_ends(tokens, Tokenizer().eos_id)[:-1]) if len(tokens) else []
+
+
+def document_ends(tokens: NDArray[np.uint16], eos: int) -> NDArray[np.int64]:
+    """Where documents of some tokens end, the last one with them. They may be a memory map."""
+    parts = [
+        np.flatnonzero(tokens[i : i + _CHUNK] == eos) + i + 1 for i in range(0, len(tokens), _CHUNK)
+    ]
+    ends = np.concatenate(parts)
+    return ends if len(ends) and ends[-1] == len(tokens) else np.append(ends, len(tokens))
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,4 @@ class TokenWriter:
 
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     """Puts `meta.json` there at once."""
-    partial = folder / f".{META}.partial"
-    partial.write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
-    partial.replace(folder / META)
+    write_text(folder / META, json.dumps(meta, indent=2) + "\n")

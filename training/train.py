@@ -21,14 +21,14 @@ from training.machine import Machine, choose_machine
 from training.overview import overview
 from training.progress import Progress, clock, forget_after
 from training.ranks import RankLost, Ranks
-from training.run import STATE, Run, begin, go_on
+from training.run import STATE, SUMMARY, Run, begin, go_on
 from training.settings import options, to_toml
 from training.start import start_of
 from training.state import StateError, has_state
 from training.stopping import Interrupted, Stop
 from training.trainer import Diverged, Trainer
 
-RECIPE, SUMMARY = "recipe.toml", "summary.json"
+RECIPE = "recipe.toml"
 
 
 def main(

@@ -26,7 +26,7 @@ from training.optim import learning_rate_fraction
 from training.progress import Evaluation, Progress
 from training.ranks import Ranks
 from training.recipe import Recipe
-from training.run import STATE, Run
+from training.run import LAST, STATE, Run
 from training.start import Start
 from training.state import State, StateError, save_state
 from training.stopping import Interrupted, Stop
@@ -222,10 +222,10 @@ class Trainer:
     def _save_checkpoint(self, measured: Measured, *, best: bool) -> None:
         out = self._run.out
         try:
-            save_checkpoint(measured.model, out / "last", dtype=torch.bfloat16)
+            save_checkpoint(measured.model, out / LAST, dtype=torch.bfloat16)
             for name in (WEIGHTS, CONFIG) if best else ():
                 partial = out / f".{name}.partial"
-                shutil.copyfile(out / "last" / name, partial)
+                shutil.copyfile(out / LAST / name, partial)
                 partial.replace(out / name)
         except (OSError, SafetensorError) as error:
             raise StateError(f"cannot save a checkpoint in {out}: {error}") from None

@@ -9,15 +9,8 @@ local lease_ms, process, claim, answered, candidate = ARGV[5], ARGV[6], ARGV[7],
 local KEYS_MOST, WAIT_MOST = 4096, 60000
 allow_when_full()
 
--- What a lost reply held nobody has tried. A claim that comes after a later one has nobody who waits.
-local last, given = (redis.call('GET', CLAIMED_CALLBACKS .. process) or answered):match('^(%d+)(.*)$')
-if tonumber(last) >= tonumber(claim) then
+if is_late_claim(CLAIMED_CALLBACKS .. process, claim, answered, release) then
   return { 0, {}, {} }
-end
-if last ~= answered then
-  for id, number in given:gmatch(' (%S+) (%d+)') do
-    release(id, number)
-  end
 end
 
 local held, most = {}, {} -- of lanes, of keys and of hosts; of lanes
@@ -43,7 +36,7 @@ local function share_of(key)
   return mine == 0 and math.min(room, math.max(1, math.floor(room / 2))) or math.floor((room - mine) / 2)
 end
 
-local time, found, signing, named = now(), {}, {}, { claim }
+local time, found, signing, claimed = now(), {}, {}, {}
 local lanes_most = (#ARGV - 9) / 3 + room -- as only so many can be full
 
 -- Takes up to `free` of what is due in a lane. Returns how many.
@@ -54,7 +47,7 @@ local function take(lane, free)
       drop_due(id, lane) -- only if somebody deleted a record by hand
     else
       redis.call('ZADD', DUE .. lane, time + lease_ms, id)
-      named[#named + 1] = id .. ' ' .. redis.call('HINCRBY', DELIVERY .. id, 'claim', 1)
+      claimed[#claimed + 1] = { id, redis.call('HINCRBY', DELIVERY .. id, 'claim', 1) }
       found[#found + 1] = { id, lane, redis.call('HGETALL', DELIVERY .. id) }
       count = count + 1
     end
@@ -106,7 +99,7 @@ for i, offer in ipairs(offers) do
     candidate = not is_first and candidate
   end
 end
-redis.call('SET', CLAIMED_CALLBACKS .. process, table.concat(named, ' '), 'PX', lease_ms)
+remember_claim(CLAIMED_CALLBACKS .. process, claim, claimed, lease_ms)
 
 -- When something is due in a lane of the key that has room; nil if none has.
 local function next_of(key)

@@ -36,32 +36,20 @@ local function add_job(id)
 end
 
 local function reply(beside)
-  if claim == '' then
-    return { beside, works, specs }
+  if claim ~= '' then
+    remember_claim(CLAIMED .. worker, claim, works, lease_ms)
   end
-  local parts = { claim }
-  for _, work in ipairs(works) do
-    parts[#parts + 1] = work[1] .. ' ' .. work[2]
-  end
-  redis.call('SET', CLAIMED .. worker, table.concat(parts, ' '), 'PX', lease_ms)
   return { beside, works, specs }
 end
 
--- What a lost reply held nobody has run: it goes back, and no crash is counted. A claim that comes after
--- a later one has nobody who waits for it.
-if claim ~= '' then
-  local before = redis.call('GET', CLAIMED .. worker) or answered
-  local last = before:match('^%d*')
-  if (tonumber(last) or 0) >= tonumber(claim) then
-    return { ANY, works, specs }
+local function give_back(id, attempt) -- no crash is counted
+  if owns(id, attempt) then
+    requeue(id)
   end
-  if last ~= answered then
-    for id, attempt in before:gmatch(' (%S+) (%d+)') do
-      if owns(id, attempt) then
-        requeue(id)
-      end
-    end
-  end
+end
+
+if claim ~= '' and is_late_claim(CLAIMED .. worker, claim, answered, give_back) then
+  return { ANY, works, specs }
 end
 
 if not jobs and room == 0 then
@@ -147,9 +135,8 @@ if id then
   add_job(id)
   return reply(ANY)
 end
-local others = redis.call('ZCARD', WORKERS) - 1
-if suspects and company == '' and redis.call('ZCARD', APART) < others then -- one is there for jobs
-  return reply(take_suspects())
+if suspects and company == '' and redis.call('ZCARD', APART) < redis.call('ZCARD', WORKERS) - 1 then
+  return reply(take_suspects()) -- another worker is there for jobs
 end
 while room > 0 and not nearly_full do
   local batch, row = next_share(model)

@@ -76,6 +76,31 @@ local function free_discarded(most)
   end
 end
 
+-- Claims of a process are numbered. What the last one was given stands under `place`, until the leases
+-- end: "<claim> <id> <attempt> <id> <attempt> ...".
+local function remember_claim(place, claim, given, lease_ms)
+  local parts = { claim }
+  for _, work in ipairs(given) do
+    parts[#parts + 1] = work[1] .. ' ' .. work[2]
+  end
+  redis.call('SET', place, table.concat(parts, ' '), 'PX', lease_ms)
+end
+
+-- If the reply of the last claim was lost, nobody has begun with what it was given: each goes back by
+-- `give_back(id, attempt)`. Returns whether this claim comes after a later one, so that nobody waits for it.
+local function is_late_claim(place, claim, answered, give_back)
+  local last, given = (redis.call('GET', place) or answered):match('^(%d*)(.*)$')
+  if (tonumber(last) or 0) >= tonumber(claim) then
+    return true
+  end
+  if last ~= answered then
+    for id, attempt in given:gmatch(' (%S+) (%d+)') do
+      give_back(id, attempt)
+    end
+  end
+  return false
+end
+
 local function forget_worker(worker)
   redis.call('ZREM', WORKERS, worker)
   redis.call('HDEL', WORKER_INFO, worker)
