@@ -1,6 +1,6 @@
 """Our training against nanoGPT's published recipe: one after the other, each alone.
 
-python -m benchmarks.training --data data --minutes 30 --ours 15
+python -m benchmarks.training --data data --minutes 30 --ours 15 --plot docs/training.png
 
 Both see the same data, shape, batch and threads, and both are scored on all of val.bin by the same
 function. The plain one trains for `--minutes`; ours is run anew, start to end, for each time given
@@ -117,6 +117,7 @@ def main(
     keep: Annotated[
         Path | None, typer.Option(help="Keeps the checkpoints and logs in this folder.")
     ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draws the result into this file.")] = None,
     flags: Annotated[
         list[str] | None, typer.Argument(help="More flags for training.train, after --.")
     ] = None,
@@ -144,7 +145,7 @@ def main(
         plain = measured("benchmarks.plain_training", "plain", minutes, [])
         runs = [measured("training.train", f"ours-{budget:g}", budget, own) for budget in budgets]
     reached = [each for each in runs if each["loss"] <= plain["loss"]]
-    report(
+    document = report(
         "training",
         model=replace(GPTConfig.preset(preset), context_length=context).to_dict(),
         threads=threads,
@@ -154,6 +155,10 @@ def main(
         minutes_to_plain_loss=reached[0]["minutes"] if reached else None,
         share_of_plain_time=round(reached[0]["minutes"] / minutes, 3) if reached else None,
     )
+    if plot is not None:
+        from benchmarks.training_plot import draw
+
+        draw(document, plot)
 
 
 if __name__ == "__main__":
