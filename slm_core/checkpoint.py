@@ -17,7 +17,7 @@ from torch import Tensor
 
 from slm_core.config import GPTConfig
 from slm_core.errors import CheckpointError
-from slm_core.model import GPT
+from slm_core.model import GPT, empty_model
 from slm_core.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -59,13 +59,12 @@ def load_checkpoint(directory: str | Path) -> GPT:
     config = read_config(directory)
     path = directory / WEIGHTS
     weights = read_weights(path)
-    with torch.device("meta"):
-        model = GPT(config)
+    model = empty_model(config)
     try:
         model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit its {CONFIG}: {error}") from None
-    return model.eval()
+    return model
 
 
 def read_config(directory: str | Path) -> GPTConfig:

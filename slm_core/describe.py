@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +20,7 @@ from slm_core.checkpoint import CONFIG, WEIGHTS, read_config, read_perplexity
 from slm_core.command import command_line
 from slm_core.config import PRESETS, GPTConfig
 from slm_core.errors import CheckpointError
-from slm_core.model import GPT
+from slm_core.model import empty_model
 
 _BY = "\N{MULTIPLICATION SIGN}"
 
@@ -144,12 +143,12 @@ def _weights(folder: Path, config: GPTConfig) -> str:
         raise CheckpointError(f"no checkpoint at {folder}: {WEIGHTS} is missing") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from None
-    with torch.device("meta"):
-        wanted = {name: list(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+    shapes = empty_model(config).state_dict()
+    wanted = {name: list(tensor.shape) for name, tensor in shapes.items()}
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
-            shapes = f"{found.get(name, 'nothing')}, its {CONFIG} {wanted.get(name, 'nothing')}"
-            raise CheckpointError(f"{path} has for {name} {shapes}")
+            differ = f"{found.get(name, 'nothing')}, its {CONFIG} {wanted.get(name, 'nothing')}"
+            raise CheckpointError(f"{path} has for {name} {differ}")
     return f"{', '.join(sorted(dtypes))}, {path.stat().st_size / 1e6:.1f} MB"
 
 

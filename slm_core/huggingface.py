@@ -27,7 +27,7 @@ from slm_core.checkpoint import (
 )
 from slm_core.config import GPT2_VOCAB_SIZE, GPTConfig
 from slm_core.errors import CheckpointError
-from slm_core.model import GPT
+from slm_core.model import empty_model
 from slm_core.vocabulary import merges, vocabulary
 
 INDEX = "model.safetensors.index.json"
@@ -78,8 +78,7 @@ def import_huggingface(source_dir: str | Path, target_dir: str | Path) -> Path:
     _check_vocabulary(source)
     weights = _read_weights(source)
     head = weights.pop(_HEAD, None)
-    with torch.device("meta"):
-        model = GPT(config)
+    model = empty_model(config)
     _check_weights(source, weights, _transposed(model.state_dict()))
     if head is None and not content.get("tie_word_embeddings", True):
         raise CheckpointError(f"{source}: tie_word_embeddings is false, but {_HEAD} is missing")
@@ -102,8 +101,7 @@ def export_huggingface(source_dir: str | Path, target_dir: str | Path) -> Path:
     source, target = _distinct(source_dir, target_dir)
     config = read_config(source)
     weights = read_weights(source / WEIGHTS)
-    with torch.device("meta"):
-        _check_weights(source, weights, GPT(config).state_dict())
+    _check_weights(source, weights, empty_model(config).state_dict())
     ids = vocabulary()
     texts = {
         VOCAB: json.dumps(ids),

@@ -6,11 +6,12 @@ Knows nothing of caches, slots, sampling or files.
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from slm_core.config import GPTConfig
 
@@ -103,6 +104,23 @@ class GPT(nn.Module):
     def logits(self, ids: list[int]) -> Tensor:
         """Logits [time, vocab_size] after each token of one sequence."""
         return cast(Tensor, self(torch.tensor([ids], device=self.wte.weight.device))[0])
+
+
+class _Unfilled(TorchFunctionMode):
+    """To fill what holds nothing, torch imports its compiler, which takes longer than to load."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return None
+        return function(*args, **(kwargs or {}))
+
+
+def empty_model(config: GPTConfig) -> GPT:
+    """Names and shapes without values, on the meta device, in evaluation mode."""
+    with torch.device("meta"), _Unfilled():
+        return GPT(config).eval()
 
 
 def untrained_model(config: GPTConfig, seed: int = 0) -> GPT:

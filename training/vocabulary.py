@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slm_core import GPT, GPTConfig
+from slm_core.model import empty_model
 
 _RARE = 3  # types seen at most this often sometimes train the shared row in their place
 _RARE_REPLACED = 0.3
@@ -99,10 +100,9 @@ class CompactVocabulary:
             for name, tensor in model.state_dict().items()
         }
         weights["wte.weight"] = weights["wte.weight"][torch.from_numpy(self.to_compact)]
-        with torch.device("meta"):
-            full = GPT(replace(config, vocab_size=self.vocab_size))
+        full = empty_model(replace(config, vocab_size=self.vocab_size))
         full.load_state_dict(weights, assign=True)
-        return full.eval()
+        return full
 
     def shrink(self, full: GPT, model: GPT) -> None:
         """The inverse: loads the weights of a plain model into a compact one.

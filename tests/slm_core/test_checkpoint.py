@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,13 @@ def test_weights_may_be_stored_in_bf16_and_load_in_fp32(small: GPT, tmp_path: Pa
     for name, tensor in small.state_dict().items():
         assert weights[name].dtype == torch.float32
         assert torch.equal(weights[name], tensor.bfloat16().float())
+
+
+def test_an_engine_starts_without_the_compiler() -> None:
+    """Importing it takes longer than all the rest of a start."""
+    code = "import sys, slm_core; slm_core.Engine.from_checkpoint(sys.argv[1]);"
+    code += "assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, SHIPPED], check=True)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import fakeredis
 import pytest
 from hypothesis import settings
 from redis import Redis
 
-from slm_client.redis_server import RedisServer
+from slm_client.redis_server import RedisServer, free_port
 from slm_jobs.store import JobStore
 
 # The same examples in every run, so that CI is stable. To search for new ones instead:
@@ -25,6 +26,15 @@ def real_redis(redis_server: RedisServer) -> Iterator[Redis]:
     with Redis.from_url(redis_server.url, decode_responses=True) as redis:
         redis.flushall()
         yield redis
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of one test's own, which may be stopped, also when the test ends."""
+    server = RedisServer(tmp_path / "redis", free_port())
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(params=["fakeredis", "redis"])

@@ -26,15 +26,6 @@ TIMEOUT = 1.0
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis that may be stopped."""
-    server = RedisServer(tmp_path / "redis", free_port())
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
 def store(server: RedisServer) -> Iterator[JobStore]:
     settings = Settings(redis_url=server.url, redis_timeout_seconds=TIMEOUT)
     with closing(JobStore.from_settings(settings)) as store:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import Result
 
 from slm_core import GPT
 from tests.training.runs import (
@@ -64,7 +65,7 @@ def assert_equal(out: Path, through: Path) -> None:
     assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
-def interrupt_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def train_until(step: int, number: int, arguments: str, *more: str | Path) -> Result:
     """A signal comes right after a step, as it could at any time."""
     told = progress.Progress.step
 
@@ -73,7 +74,9 @@ def interrupt_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> Non
         if at == step:
             signal.raise_signal(number)
 
-    monkeypatch.setattr(progress.Progress, "step", tell)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress.Progress, "step", tell)
+        return train(arguments, *more)
 
 
 @pytest.mark.parametrize(
@@ -81,18 +84,10 @@ def interrupt_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> Non
     [(33, signal.SIGTERM, 0), (19, signal.SIGINT, 130), (59, signal.SIGHUP, 0)],
 )
 def test_a_stopped_run_goes_on(
-    data: Path,
-    through: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    step: int,
-    number: int,
-    code: int,
+    data: Path, through: Path, tmp_path: Path, step: int, number: int, code: int
 ) -> None:
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        interrupt_at(step, number, patch)
-        result = train(SETTINGS, "--threads", "1", "--data", data, "--out", out)
+    result = train_until(step, number, SETTINGS, "--threads", "1", "--data", data, "--out", out)
     assert result.exit_code == code, result.output
     assert f"--out {out} --resume" in " ".join(result.output.split())
     result = train("--resume", "--out", out)
@@ -150,14 +145,10 @@ def test_a_second_signal_ends_it_at_once(data: Path, tmp_path: Path) -> None:
         child.wait()
 
 
-def test_what_a_run_told_too_early_is_taken_back(
-    data: Path, through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_run_told_too_early_is_taken_back(data: Path, through: Path, tmp_path: Path) -> None:
     """Killed between telling of an evaluation and saving the state."""
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        interrupt_at(33, signal.SIGTERM, patch)
-        train(SETTINGS, "--threads", "1", "--data", data, "--out", out)
+    train_until(33, signal.SIGTERM, SETTINGS, "--threads", "1", "--data", data, "--out", out)
     with (out / "log.jsonl").open("a") as file:
         file.write(json.dumps({**course(out)[-1], "step": 40, "val_loss": 9.9}) + '\n{"step": 4')
     with (out / "samples.md").open("a") as file:
@@ -193,12 +184,10 @@ def test_another_recipe_or_text_is_refused_by_name(data: Path, tmp_path: Path) -
 
 
 def test_a_damaged_state_gives_way_to_the_one_before(
-    data: Path, through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, through: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        interrupt_at(33, signal.SIGTERM, patch)
-        train(SETTINGS, "--threads", "1", "--data", data, "--out", out)
+    train_until(33, signal.SIGTERM, SETTINGS, "--threads", "1", "--data", data, "--out", out)
     newest = states(out)[-1] / "tensors.safetensors"
     os.truncate(newest, newest.stat().st_size // 2)
     result = train("--resume", "--out", out)
@@ -241,9 +230,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_state(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        interrupt_at(5, signal.SIGTERM, patch)
-        train(f"{TOY} --steps 20", "--data", data, "--out", out)
+    train_until(5, signal.SIGTERM, f"{TOY} --steps 20", "--data", data, "--out", out)
     monkeypatch.setattr(state, "save_file", _full_disk)
     result = train("--resume", "--out", out)
     assert result.exit_code == 1
