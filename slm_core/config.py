@@ -30,7 +30,7 @@ class GPTConfig:
         n_embd: width of the residual stream.
         context_length: longest sequence in tokens, prompt and continuation together.
         vocab_size: rows of the token embedding, which is also the output head.
-        dropout: probability used in training only.
+        dropout: probability, of embeddings and residual branches, in training only.
     """
 
     n_layer: int

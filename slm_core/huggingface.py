@@ -22,6 +22,7 @@ from slm_core.checkpoint import (
     read_config,
     read_weights,
     save_checkpoint,
+    would_overwrite,
     write_text,
     write_weights,
 )
@@ -69,8 +70,8 @@ def import_huggingface(source_dir: str | Path, target_dir: str | Path) -> Path:
     no value changes. Of the three dropouts, which matter in training only, `resid_pdrop` is kept.
 
     Raises CheckpointError, before anything is written, where files are missing or damaged, where
-    the config asks for what our GPT does not do, where tensors do not fit the config, and where
-    the vocabulary is not GPT-2's.
+    the config asks for what our GPT does not do, where tensors do not fit the config, where the
+    vocabulary is not GPT-2's, and where the target holds a checkpoint already.
     """
     source, target = _distinct(source_dir, target_dir)
     content = _read_json(source / CONFIG)
@@ -86,6 +87,8 @@ def import_huggingface(source_dir: str | Path, target_dir: str | Path) -> Path:
         raise CheckpointError(f"{source}: {_HEAD} is not wte.weight; our head is tied to it")
     model.load_state_dict(_transposed(weights), assign=True)
     dtype = _shared_dtype(weights.values())
+    if would_overwrite(target):
+        raise CheckpointError(f"{target} holds a checkpoint already; name another folder")
     return save_checkpoint(model, target, dtype=dtype, card=_card(source, config, dtype))
 
 
@@ -175,7 +178,8 @@ def _their_config(config: GPTConfig, dtype: torch.dtype) -> dict[str, object]:
         "architectures": ["GPT2LMHeadModel"],
         **{name: getattr(config, ours) for name, ours in _SHAPE.items()},
         **{name: values[0] for name, values in _FIXED.items() if values[0] is not None},
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop"), config.dropout),
+        "attn_pdrop": 0.0,
         "tie_word_embeddings": True,
         "dtype": _name(dtype),
     }

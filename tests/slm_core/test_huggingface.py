@@ -150,7 +150,7 @@ def test_an_export_gives_the_same_logits(tmp_path: Path, target: Path) -> None:
     theirs, report = GPT2LMHeadModel.from_pretrained(target, output_loading_info=True)
     assert not any(report.values())
     assert_same_logits(ours, theirs.eval())
-    assert theirs.config.attn_pdrop == OURS.dropout
+    assert (theirs.config.resid_pdrop, theirs.config.attn_pdrop) == (OURS.dropout, 0.0)
     assert (target / "README.md").read_text() == "# Licence: ours\n"
     export_huggingface(tmp_path / "ours", target)  # again, over itself
 
@@ -318,6 +318,14 @@ def test_the_source_is_never_the_target(
 ) -> None:
     with pytest.raises(CheckpointError, match="source itself"):
         convert(source, source / ".." / source.name)
+
+
+def test_an_import_takes_no_checkpoints_place(source: Path, target: Path) -> None:
+    save_checkpoint(random_model(OURS), target, card="# Mine\n")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    with pytest.raises(CheckpointError, match="holds a checkpoint already; name another folder"):
+        import_huggingface(source, target)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
 def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, target: Path) -> None:
