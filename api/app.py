@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import RedirectResponse
 
 from api import admin, callbacks, dead_letters, generate, handlers, jobs, service, stream
 from api.auth import Doorkeeper
@@ -20,9 +19,12 @@ from api.callback_targets import CallbackTargets
 from api.desk import Desk
 from api.documentation import DESCRIPTION, TAGS, DocumentedAPI, add_docs_page, operation_id
 from api.hosts import HostCheck
+from api.metrics import ApiMetrics, HttpMetrics, check_folder, several_processes
+from api.metrics import router as metrics_router
 from api.openai import batches as openai_batches
 from api.openai import files as openai_files
 from api.openai import routes as completions
+from api.playground import routes as playground
 from api.request_context import RequestContext
 from slm_jobs.errors import ManifestError, SettingsError
 from slm_jobs.events import JobEvents
@@ -54,6 +56,7 @@ def create_app(
     events = events or JobEvents.from_settings(settings)
     desk = Desk(settings, manifest, store, events, CallbackTargets(store, resolve))
     uploads = Uploads()
+    metrics = ApiMetrics(store, list(manifest.models))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -77,8 +80,10 @@ def create_app(
     )
     api.state.desk = desk
     api.state.doorkeeper = Doorkeeper(store.keys)
+    api.state.metrics = metrics
     api.add_middleware(HostCheck, settings.allowed_hosts)
-    api.add_middleware(RequestContext)  # the last is the outermost
+    api.add_middleware(RequestContext)
+    api.add_middleware(HttpMetrics, metrics)  # the last is the outermost
     handlers.install(api)
     add_docs_page(api)
     for routes in (
@@ -92,15 +97,13 @@ def create_app(
         openai_files.router(desk, uploads),
         openai_batches.router(desk, uploads),
         service.router(store, manifest),
+        metrics_router(metrics),
         admin.router(store.keys),
         dead_letters.router(desk),
+        playground.router(),
     ):
         api.include_router(routes)
-
-    @api.get("/", include_in_schema=False)
-    async def index(request: Request) -> RedirectResponse:
-        return RedirectResponse(request.scope.get("root_path", "").rstrip("/") + "/docs")
-
+        metrics.expect(routes.routes)
     return api
 
 
@@ -109,6 +112,12 @@ def _from_environment() -> FastAPI:
     try:
         settings = Settings.from_environment()
         settings.configure_logging()
+        check_folder()
+        if multiprocessing.parent_process() and not several_processes():
+            log.warning(
+                "this seems to be one of several api processes, of which /metrics counts just one:"
+                " set PROMETHEUS_MULTIPROC_DIR to an empty folder"
+            )
         app = create_app(settings)
         check_redis(settings)
         return app

@@ -14,6 +14,7 @@ from starlette.routing import compile_path
 
 from api.addresses import route_path
 from api.limits import quota_headers
+from api.metrics import ApiMetrics
 from api.openai.errors import respond
 from api.problems import PROBLEMS, Problem
 from slm_jobs.errors import (
@@ -79,6 +80,8 @@ async def _key_rejected(request: Request, error: KeyRejected) -> Response:  # no
 
 async def _rate_limited(request: Request, error: RateLimited) -> Response:
     violated = [quota.policy for quota in error.violated]
+    for policy in violated:
+        _metrics(request).refused(policy)
     headers = quota_headers(error.quotas)
     seconds = error.retry_after
     if seconds is None:
@@ -108,12 +111,23 @@ _PLAIN: dict[type[SlmJobsError], str] = {  # what the error says is for clients
 
 
 async def _queue_full(request: Request, error: QueueFull) -> Response:
+    _metrics(request).refused("queue")
     headers = {"Retry-After": str(error.retry_after)}
     return await _problem(request, Problem("queue_full", _sentence(error), headers=headers))
 
 
+_LIMITS: dict[type[SlmJobsError], str] = {TooManyFiles: "files", TooManyCallbacks: "callbacks"}
+
+
 async def _plain(request: Request, error: SlmJobsError) -> Response:
+    if limit := _LIMITS.get(type(error)):
+        _metrics(request).refused(limit)
     return await _problem(request, Problem(_PLAIN[type(error)], _sentence(error)))
+
+
+def _metrics(request: Request) -> ApiMetrics:
+    metrics: ApiMetrics = request.app.state.metrics
+    return metrics
 
 
 def _sentence(error: SlmJobsError) -> str:

@@ -42,6 +42,8 @@ _FASTEST_FIRST: dict[str, tuple[Precision, ...]] = {
 class Backend(Protocol):
     """Weights, and the keys and values of sequences in slots 0, 1, ..."""
 
+    computed_tokens: int  # in steps so far, with what was only padding
+
     @property
     def name(self) -> str:
         """What computes: one name, one rounding."""

@@ -50,6 +50,11 @@ def save_checkpoint(
     return directory
 
 
+def would_overwrite(directory: str | Path) -> bool:
+    """Whether a checkpoint that is saved there takes the place of something."""
+    return any((Path(directory) / name).exists() for name in (WEIGHTS, CONFIG))
+
+
 def load_checkpoint(directory: str | Path) -> GPT:
     """The model of a checkpoint directory, in fp32 on the CPU, in evaluation mode.
 
@@ -82,9 +87,11 @@ def read_perplexity(directory: str | Path) -> dict[str, float]:
 
 
 def record_perplexity(directory: str | Path, perplexity: Mapping[str, float]) -> None:
-    """Adds to what `read_perplexity` gives back."""
-    known = {**read_perplexity(directory), **perplexity}
-    content = {**_read(directory), "perplexity": known}
+    """Replaces what `read_perplexity` gives back: figures of different texts say nothing together.
+
+    Raises CheckpointError.
+    """
+    content = {**_read(directory), "perplexity": dict(perplexity)}
     write_text(Path(directory) / CONFIG, json.dumps(content, indent=2) + "\n")
 
 

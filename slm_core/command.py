@@ -5,11 +5,12 @@ from __future__ import annotations
 import typer
 
 
-def command_line() -> typer.Typer:
-    """An app without commands yet."""
+def command_line(*, panels: bool = False) -> typer.Typer:
+    """An app without commands yet; with `panels` its help shows options in groups."""
     return typer.Typer(
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,  # its boxes leave the words half of the line
+        # Boxes leave the words half of the line.
+        rich_markup_mode="rich" if panels else None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -25,6 +25,7 @@ from slm_core.linear import Precision
 from slm_core.model import GPT
 from slm_core.sampling import SamplingParams
 from slm_core.scheduler import Completion, Scheduler, Sequence
+from slm_core.stats import EngineStats
 from slm_core.tokenizer import Tokenizer
 
 Prompt = str | Seq[int]
@@ -92,6 +93,7 @@ class Engine:
             prompt_cost=self._backend.prompt_cost,
             reserved=reserved_slots,
         )
+        self.stats = EngineStats(slots * model.config.context_length if kv_cache else 0)
         self._clock = clock
         self._ids = itertools.count()
 
@@ -128,6 +130,10 @@ class Engine:
     @property
     def slots(self) -> int:
         return self._scheduler.slots
+
+    @property
+    def slots_in_use(self) -> int:
+        return len(self._scheduler.live)
 
     @property
     def has_work(self) -> bool:
@@ -187,6 +193,7 @@ class Engine:
         """Forgets every sequence, and whatever a failed step may have left behind."""
         self._scheduler.clear()
         self._backend.reset()
+        self.stats.kv_tokens = 0
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -207,6 +214,7 @@ class Engine:
             tokens = self._backend.step(running, admitted)
             events += self._append(tokens)
             events += self._release()
+        self.stats.count(running, admitted, scheduler.live, self._backend.computed_tokens)
         return events
 
     @torch.inference_mode()

@@ -68,6 +68,7 @@ class NativeBackend:
         digest = hashlib.sha256(kernels.library_path(variant).read_bytes()).hexdigest()
         self.name = f"cpu-{variant}/kernels-{digest[:12]}"
         self._vocab_size = model.config.vocab_size
+        self.computed_tokens = 0
         self._model = self._pack(model, slots, precision)
         self._draws = np.zeros(slots, _DRAW)
         self._positions = np.zeros(slots, np.int32)  # of the last token, not yet in the cache
@@ -135,6 +136,7 @@ class NativeBackend:
             last = np.concatenate([last, running - 1 + np.cumsum(lengths)])
         self.forward(tokens, slots, positions, last, draws=self._draws)
         self._positions[:live] += 1
+        self.computed_tokens += len(tokens)
         drawn: list[int] = self._draws["token"][:live].tolist()
         return drawn
 

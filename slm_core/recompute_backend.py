@@ -29,6 +29,7 @@ class RecomputeBackend:
         self._sampler = Sampler(round_up(slots, ROW_BUCKET), device)
         self._ids: list[list[int]] = [[] for _ in range(slots)]
         self._vocab_size = model.config.vocab_size
+        self.computed_tokens = 0
 
     @property
     def name(self) -> str:
@@ -51,8 +52,9 @@ class RecomputeBackend:
         """Logits [live, padded vocab] after the text of each of the first `live` slots."""
         order = sorted(range(live), key=lambda slot: self.prompt_cost(len(self._ids[slot])))
         parts = []
-        for _, group in groupby(order, lambda slot: self.prompt_cost(len(self._ids[slot]))):
+        for length, group in groupby(order, lambda slot: self.prompt_cost(len(self._ids[slot]))):
             slots = list(group)
+            self.computed_tokens += len(slots) * length
             for first in range(0, len(slots), _CHUNK):
                 texts = [self._ids[slot] for slot in slots[first : first + _CHUNK]]
                 parts.append(self._decoder.prefill(texts, 0))

@@ -34,6 +34,7 @@ class TorchBackend:
         self._positions = torch.zeros(capacity, dtype=torch.int64, device=device)
         self._lengths = [0] * capacity  # the positions, known without asking the device
         self._vocab_size = model.config.vocab_size
+        self.computed_tokens = 0
 
     @property
     def name(self) -> str:
@@ -48,6 +49,7 @@ class TorchBackend:
             longest = max(self._lengths[:running])
             logits = self._decoder.decode_step(self._tokens, self._positions, running, longest)
             drawn.append(self._sampler.draw(logits, 0))
+            self.computed_tokens += round_up(running, ROW_BUCKET)
         slot = running
         for _, group in groupby(admitted, lambda a: self._decoder.prompt_bucket(len(a[0]))):
             prompts, params = zip(*group, strict=True)
@@ -66,6 +68,7 @@ class TorchBackend:
         self, first: int, prompts: list[list[int]], params: Sequence[SamplingParams]
     ) -> Tensor:
         slots = slice(first, first + len(prompts))
+        self.computed_tokens += len(prompts) * self._decoder.prompt_bucket(len(prompts[0]))
         self._sampler.assign(first, params)
         tokens = self._sampler.draw(self._decoder.prefill(prompts, first), first)
         self._lengths[slots] = map(len, prompts)

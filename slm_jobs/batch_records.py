@@ -79,8 +79,9 @@ def unpack(packed: bytes) -> Any:
 
 def draft_fields(draft: BatchDraft, seed: int) -> dict[str, str]:
     """A new batch's fields, besides those that scripts fill in."""
-    spec = JobSpec(model=draft.model, prompts=[], **{**draft.params.model_dump(), "seed": seed})
-    common = spec.model_dump(exclude={"prompts", "priority", "stream", "metadata", "request_id"})
+    params = {**draft.params.model_dump(), "seed": seed}
+    spec = JobSpec(model=draft.model, prompts=[], request_id=draft.request_id, **params)
+    common = spec.model_dump(exclude={"prompts", "priority", "stream", "metadata"})
     fields = {
         "model": draft.model,
         "spec": json.dumps(common, ensure_ascii=False),
@@ -231,7 +232,8 @@ def to_batch(batch_id: str, record: Mapping[str, str], now_ms: int) -> Batch:
     if status is BatchStatus.RUNNING:
         rows_rate, tokens_rate = _rates(record, now_ms)
     left = counts.pending + counts.running
-    params = {name: value for name, value in common.items() if name not in ("model", "seed")}
+    others = ("model", "seed", "request_id")
+    params = {name: value for name, value in common.items() if name not in others}
 
     def time(name: str) -> Any:
         return to_time(record[name]) if name in record else None

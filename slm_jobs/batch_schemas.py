@@ -106,6 +106,7 @@ class BatchDraft(NamedTuple):
     retry_of: str | None = None
     extra: dict[str, Any] = {}  # noqa: RUF012 - for whoever made it: `Batch.extra`
     callback: CallbackTarget | None = None
+    request_id: str = ""  # of the HTTP request that makes it; for logs
 
 
 class BatchRow(NamedTuple):

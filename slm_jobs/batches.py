@@ -99,7 +99,7 @@ class BatchStore:
             int(self._nearly_full()),
             UPLOAD_SECONDS * 1000,
             *flattened(draft_fields(draft, seed)),
-            *flattened(target_fields(draft.callback, owner.key)),
+            *flattened(target_fields(draft.callback, owner.key, draft.request_id)),
         )
         if outcome == "begun":
             return BatchBegun(batch_id, None)

@@ -122,6 +122,7 @@ class DueDelivery(NamedTuple):
     secrets: tuple[str, ...]  # to sign with, the newest first
     allowed: tuple[str, ...]  # the key's `callback_hosts`, as they are now
     revoked: bool = False  # the key is; nothing is sent any more
+    request_id: str = ""  # of the HTTP request that made the job or batch; for logs
 
     @property
     def key(self) -> str:

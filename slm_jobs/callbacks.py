@@ -48,7 +48,7 @@ _BATCH = {"id", "status", "model", "counts", "usage", "created_at", "started_at"
 _BATCH |= {"errors", "name", "retry_of", "metadata"}
 
 
-def target_fields(target: CallbackTarget | None, key: str) -> dict[str, str]:
+def target_fields(target: CallbackTarget | None, key: str, request_id: str = "") -> dict[str, str]:
     """What the record of a job or batch of `key` keeps of how to tell about it."""
     if target is None:
         return {}
@@ -59,6 +59,7 @@ def target_fields(target: CallbackTarget | None, key: str) -> dict[str, str]:
         "callback_outputs": str(int(target.outputs)),
         "callback_link": target.link,
         "callback_lane": f"{key} {parts.host}:{parts.port}",
+        "callback_request": request_id,
     }
 
 
@@ -244,6 +245,7 @@ def _to_due(
         secrets=tuple(fields(signing)),
         allowed=tuple(json.loads(hosts or "[]")),
         revoked=bool(revoked),
+        request_id=record.get("request_id", ""),
     )
 
 

@@ -49,14 +49,18 @@ class Memory:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._asked = -math.inf
-        self._nearly_full = False
+        self._used = self._most = 0
 
     def nearly_full(self) -> bool:
+        used, most = self.use()
+        return bool(most) and used > most * FULL_SHARE
+
+    def use(self) -> tuple[int, int]:
+        """Bytes that it uses, and that it may use; 0: there is no limit, or it may not be asked."""
         if time.monotonic() - self._asked > _FRESH_SECONDS:
             self._asked = time.monotonic()
             # it may be forbidden to ask; and if Redis is away, what asks for memory will tell
             with suppress(StoreUnavailable, ResponseError), store_errors():
                 info = cast("dict[str, int]", self._redis.info("memory"))
-                most = info.get("maxmemory", 0)
-                self._nearly_full = bool(most) and info["used_memory"] > most * FULL_SHARE
-        return self._nearly_full
+                self._used, self._most = info.get("used_memory", 0), info.get("maxmemory", 0)
+        return self._used, self._most

@@ -48,6 +48,7 @@
     slm:shares:<model>      zset    API keys with rows waiting; score: tokens served, see `rows.lua`
     slm:shares:<model>:<key> zset   their batches; score likewise
     slm:rows_waiting        hash    model -> rows that wait
+    slm:row_tokens_waiting  hash    model -> tokens that its waiting rows may take
     slm:rows_running        hash    model -> rows that run
     slm:batches_of:<key>    zset    a key's batches; score: us at which it was made
     slm:uploads             zset    batches whose rows come in; score: ms at which that is given up
@@ -124,6 +125,7 @@ FAILURES = "slm:failures:"
 CUSTOM_IDS = "slm:custom_ids:"
 SHARES = "slm:shares:"
 ROWS_WAITING = "slm:rows_waiting"
+ROW_TOKENS_WAITING = "slm:row_tokens_waiting"
 ROWS_RUNNING = "slm:rows_running"
 BATCHES_OF = "slm:batches_of:"
 UPLOADS = "slm:uploads"

@@ -1,14 +1,17 @@
 """What every process says at its start about a Redis that may lose jobs, and what to do about it.
 
 Knows only what Redis tells: where CONFIG or INFO is forbidden, as with many managed services, there
-is nothing to say.
+is nothing to say. `python -m slm_jobs.redis_checks` prints the same about SLM_REDIS_URL, as JSON.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -105,3 +108,33 @@ def _hints(info: Mapping[str, Any], config: Mapping[str, str]) -> Iterator[_Hint
             logging.WARNING,
             f"Redis {info['redis_version']} is too old: take 6.2 or newer",
         )
+
+
+def main() -> None:
+    """Exits with one line if Redis cannot be used."""
+    try:
+        settings = Settings.from_environment()
+        info, config = _ask(settings)
+        hints = [
+            {"level": "warning" if level >= logging.WARNING else "ok", "says": line}
+            for level, line in _hints(info, config)
+        ]
+        ahead = _clock(settings)
+    except (SettingsError, exceptions.RedisError, OSError) as error:
+        sys.exit(f"redis: {error}")
+    found = {"version": info.get("redis_version"), "hints": hints, "clock_seconds": ahead}
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+def _clock(settings: Settings) -> float:
+    """Seconds that Redis's clock is ahead of ours; 0 where it does not tell."""
+    with connect(settings, max_connections=1) as redis:
+        try:
+            seconds, microseconds = redis.time()
+        except exceptions.ResponseError:
+            return 0.0
+    return float(seconds) + float(microseconds) / 1e6 - time.time()
+
+
+if __name__ == "__main__":
+    main()

@@ -170,7 +170,10 @@ class QueueInfo(_Strict):
     rows_waiting: int = Field(0, description="Rows of batches that no worker has begun.")
     rows_running: int = 0
     workers: int = Field(description="Workers alive now that host it.")
-    slots: int = Field(description="Sequences that they decode at once.")
+    slots: int = Field(description="Sequences of it that they decode at once, at most.")
+    slots_in_use: int = Field(
+        0, description="Sequences of it that they decode; workers tell it every few seconds."
+    )
     tokens_per_second: float = Field(description="Of all workers, measured while they decode.")
     estimated_wait_seconds: float | None = Field(
         description="Until a job that came now would start, at most; null while there is no rate."
@@ -228,6 +231,7 @@ class Work(_Strict):
     model: str
     spec: JobSpec
     seconds_left: float | None = None  # until the job's run deadline
+    waited_seconds: float = 0.0  # since the job was made, by Redis's clock
     row: RowInput | None = None
     company: Company = Company.ANY
 
@@ -249,11 +253,19 @@ class Piece(NamedTuple):
 
 
 class WorkerInfo(_Strict):
-    """A worker's sign of life."""
+    """A worker's sign of life.
+
+    Fields that this version does not know are ignored, so that api and workers may be upgraded one
+    after the other.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     id: str
     models: list[str]
     slots: int
+    model_slots: dict[str, int] = Field(default_factory=dict)  # of models that have fewer
+    slots_in_use: dict[str, int] = Field(default_factory=dict)  # by model, where there are any
     running: int = 0
     tokens_per_second: dict[str, float] = Field(default_factory=dict)  # by model, while it decodes
     pid: int

@@ -119,6 +119,13 @@ class Settings(BaseSettings):
         description="How many of these may go to one host, for one API key; an eighth of all at"
         " most for all keys together.",
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65_535,
+        description="Port at which a worker or callback process serves `/metrics`; default: none.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address that this port is opened at.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log records to print."
     )

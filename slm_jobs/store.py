@@ -27,6 +27,7 @@ from slm_jobs.connection import connect, store_errors
 from slm_jobs.dead_letters import DeadLetters
 from slm_jobs.errors import JobNotEnded, JobNotFound, QueueFull, Quota
 from slm_jobs.files import FileStore
+from slm_jobs.fleet import Fleet
 from slm_jobs.gauges import Memory, Rates
 from slm_jobs.records import (
     OUTPUTS,
@@ -81,6 +82,8 @@ class SweepReport:
     requeued: int  # work whose lease had expired, waiting again
     exhausted: int  # work that failed because too many of their leases expired
     tickets: int  # tickets that were missing
+    failed_jobs: tuple[str, ...] = ()  # of those that failed, each one's model
+    failed_rows: tuple[str, ...] = ()
 
 
 class JobStore:
@@ -122,6 +125,7 @@ class JobStore:
         self.batches = BatchStore(redis, self._run, nearly_full=self._memory.nearly_full)
         self.callbacks = CallbackStore(redis, self._run)
         self.dead_letters = DeadLetters(self._run)
+        self.fleet = Fleet(self._run, self._memory)
         self.files = FileStore(
             redis, self._run, nearly_full=self._memory.nearly_full, ttl_seconds=batch_ttl_seconds
         )
@@ -188,7 +192,7 @@ class JobStore:
             int(self._memory.nearly_full()),
             about(spec),
             spec.model_dump_json(),
-            *flattened(target_fields(spec.callback, owner.key if owner else "")),
+            *flattened(target_fields(spec.callback, owner.key if owner else "", spec.request_id)),
             *flattened(deadline_fields(spec)),
         )
         if outcome == "full":
@@ -276,7 +280,8 @@ class JobStore:
                     rows_waiting=rows_waiting,
                     rows_running=rows_running,
                     workers=len(hosting),
-                    slots=sum(worker.slots for worker in hosting),
+                    slots=sum(w.model_slots.get(model, w.slots) for w in hosting),
+                    slots_in_use=sum(w.slots_in_use.get(model, 0) for w in hosting),
                     tokens_per_second=round(rate, 1),
                     estimated_wait_seconds=round(tokens / rate, 1) if rate else None,
                 )
@@ -443,7 +448,10 @@ class JobStore:
             self._max_crashes,
             self._exhausted,
         )
-        return None if counts is None else SweepReport(*counts)
+        if counts is None:
+            return None
+        requeued, exhausted, tickets, jobs, rows = counts
+        return SweepReport(requeued, exhausted, tickets, tuple(jobs), tuple(rows))
 
     def workers(self) -> list[WorkerInfo]:
         """The workers that gave a sign of life within one lease, by id."""
@@ -479,7 +487,7 @@ def _to_work(
 ) -> Work | None:
     """None if it cannot be read, say because a newer api has written it. It is left to its lease,
     which counts as a crash: a newer worker may take it, and it holds up nothing."""
-    work_id, attempt, request, batch, left_ms = work
+    work_id, attempt, request, batch, left_ms, waited_ms = work
     try:
         if batch:
             return to_row_work(work_id.decode(), attempt, request, batches[batch], company)
@@ -493,5 +501,6 @@ def _to_work(
         model=model,
         spec=spec,
         seconds_left=None if left_ms == b"" else max(left_ms / 1000, 0.0),
+        waited_seconds=max(waited_ms / 1000, 0.0),
         company=company,
     )

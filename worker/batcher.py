@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
-from worker.lane import EngineLost, HandedBack, Lane, OnToken, Request, SteppingEngine, Submission
+from worker.lane import Lane, Measured, SteppingEngine
+from worker.submission import EngineLost, HandedBack, OnToken, Request, Submission
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,17 @@ class ContinuousBatcher:
 
     def rates(self) -> dict[str, float]:
         """Tokens per second of computing, over about 10 s of it, of the models that have any."""
-        rates = {model: lane.tokens_per_second for model, lane in self._lanes.items()}
+        rates = {model: lane.steps.tokens_per_second for model, lane in self._lanes.items()}
         return {model: rate for model, rate in rates.items() if rate}
+
+    def slots_in_use(self) -> dict[str, int]:
+        """Sequences that are being decoded, of the models that have any."""
+        used = {model: lane.slots_in_use for model, lane in self._lanes.items()}
+        return {model: slots for model, slots in used.items() if slots}
+
+    def measured(self) -> dict[str, Measured]:
+        """What the steps and the engine of each model have come to."""
+        return {model: lane.measured() for model, lane in self._lanes.items()}
 
     def stalled_for(self) -> float:
         """Seconds since the step that runs now began; infinite if the thread has died.

@@ -23,8 +23,9 @@ from slm_jobs.store import JobStore
 from worker.batcher import ContinuousBatcher
 from worker.claims import Claims
 from worker.job_log import log_job
-from worker.lane import ENDING_SECONDS, EngineLost, HandedBack, Submission
 from worker.leases import Leases
+from worker.metrics import WorkerMetrics
+from worker.submission import ENDING_SECONDS, EngineLost, HandedBack, Submission
 from worker.translation import timed_out, to_error, to_outputs, to_requests
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Feeder:
         batcher: ContinuousBatcher,
         claims: Claims,
         leases: Leases,
+        metrics: WorkerMetrics,
         *,
         timeout_seconds: float,
         give_up: threading.Event,
@@ -71,6 +73,7 @@ class Feeder:
         self._batcher = batcher
         self._claims = claims
         self._leases = leases
+        self._metrics = metrics
         self._timeout_seconds = timeout_seconds
         self._give_up = give_up
         self._news: SimpleQueue[_Row | None] = SimpleQueue()  # what has ended; None: look for rows
@@ -223,7 +226,9 @@ class Feeder:
     def _finish(self, ends: list[RowEnd]) -> list[bool]:
         """Raises StoreUnavailable. A row that the store cannot take takes no others along."""
         try:
-            return self._store.batches.finish(ends)
+            done = self._store.batches.finish(ends)
+            self._metrics.rows_ended(ends, done)
+            return done
         except StoreUnavailable:
             raise
         except Exception as error:  # a mistake of ours

@@ -18,6 +18,7 @@ from slm_core import Completion
 from slm_core.errors import SlmCoreError
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.manifest import Manifest, ModelSpec
+from slm_jobs.metrics import MetricsServer
 from slm_jobs.schemas import JobError, Work, WorkerInfo
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
@@ -26,18 +27,14 @@ from worker.claims import Claims, Room
 from worker.engines import load_engine, slots_of
 from worker.feeder import Feeder
 from worker.job_log import log_job
-from worker.lane import (
-    ENDING_SECONDS,
-    EngineFault,
-    EngineLost,
-    HandedBack,
-    SteppingEngine,
-    Submission,
-)
+from worker.lane import SteppingEngine
 from worker.leases import Leases
 from worker.listener import Listener
+from worker.metrics import WorkerMetrics
+from worker.outcomes import Outcomes
 from worker.streamer import JobStream, Streamer
-from worker.translation import DEADLINE_EXCEEDED, timed_out, to_error, to_outputs, to_requests
+from worker.submission import ENDING_SECONDS, EngineFault, EngineLost, HandedBack, Submission
+from worker.translation import DEADLINE_EXCEEDED, timed_out, to_error, to_requests
 
 log = logging.getLogger(__name__)
 
@@ -60,18 +57,23 @@ class Host:
         self.store = store
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         rooms = {name: _room(spec, settings) for name, spec in manifest.models.items()}
+        slots = {name: slots_of(spec, settings)[0] for name, spec in manifest.models.items()}
+        self._fewer_slots = {name: n for name, n in slots.items() if n != settings.slots}
         threads = sum(room.jobs + 1 for room in rooms.values())  # and a feeder
         self.concurrency = min(threads, MAX_THREADS)
         self._batcher = ContinuousBatcher(
             {name: partial(load, spec, settings) for name, spec in manifest.models.items()},
             on_lost=lambda: threading.Thread(target=self._abandon, name="abandon").start(),
         )
+        self.metrics = WorkerMetrics(slots, self._batcher.measured)
+        self._metrics_server = MetricsServer(settings, self.metrics.registry)
         self._leases = Leases(
             store,
             describe=self._describe,
             heartbeat_seconds=settings.heartbeat_seconds,
             stalled_for=self._batcher.stalled_for,
             recover=lambda: self._claims.recover(),
+            swept=self.metrics.ends.swept,
         )
         self._listener = Listener(store, self.id, self._leases.cancel)
         self._streamer = Streamer(store, self._batcher.fingerprint)
@@ -80,6 +82,7 @@ class Host:
         )
         self._draining = threading.Event()
         self._grace_over = threading.Event()
+        self._outcomes = Outcomes(store, self.metrics, self._grace_over)
         self._drainer = threading.Thread(target=self._drain, name="drain", daemon=True)
         self._feeders = {
             name: Feeder(
@@ -88,6 +91,7 @@ class Host:
                 self._batcher,
                 self._claims,
                 self._leases,
+                self.metrics,
                 timeout_seconds=settings.job_timeout_seconds,
                 give_up=self._grace_over,
             )
@@ -96,6 +100,7 @@ class Host:
 
     def start(self) -> None:
         """Loads the first model, then announces this worker. Raises what loading raises."""
+        self._metrics_server.start()
         self._batcher.start()
         self._streamer.start()
         self._listener.start()
@@ -106,6 +111,8 @@ class Host:
             id=self.id,
             models=list(self.manifest.models),
             slots=self.settings.slots,
+            model_slots=self._fewer_slots,
+            slots_in_use=self._batcher.slots_in_use(),
             running=running,
             tokens_per_second=self._batcher.rates(),
             pid=os.getpid(),
@@ -140,7 +147,7 @@ class Host:
             ended = self._claims.forget  # still held: what is unfinished goes back in one call
         except Exception as error:  # a mistake of ours
             log_job(log, logging.ERROR, work, "internal error", exc_info=True)
-            self._fail(work, to_error(error))
+            self._outcomes.fail(work, to_error(error))
         finally:
             ended([work])
 
@@ -161,11 +168,13 @@ class Host:
             self._claims.give_back_suspect(work, error)
         except TimeoutError:  # nor did it end when it was told to: what it has is out of reach
             submission.drop()
-            self._fail(work, limit.error)
+            self._outcomes.fail(work, limit.error)
         except (SlmCoreError, EngineFault) as error:
-            self._fail(work, to_error(error))
+            self._outcomes.fail(work, to_error(error))
         else:
-            self._end(work, completions, stream, limit.error if late else None)
+            fingerprint = self._batcher.fingerprint(work.model)
+            why = limit.error if late else None
+            self._outcomes.end(work, submission, completions, fingerprint, stream, why)
 
     def _result(self, submission: Submission, seconds: float) -> tuple[list[Completion], bool]:
         """The completions, and whether it was time, rather than a client, that ended what is cut.
@@ -178,35 +187,6 @@ class Host:
             cancelled = submission.ending
             submission.end()
             return submission.future.result(timeout=ENDING_SECONDS), not cancelled
-
-    def _end(
-        self,
-        work: Work,
-        completions: list[Completion],
-        stream: JobStream | None,
-        late: JobError | None,
-    ) -> None:
-        """Commits the outputs, after the rest of the stream: who sees the end has all of it. `late`
-        says why what is cut was cut."""
-        outputs, usage = to_outputs(work, completions)
-        fingerprint = self._batcher.fingerprint(work.model)
-        cut = any(output.finish_reason == "cancelled" for output in outputs)
-        error = late if cut else None
-
-        def write() -> bool:
-            if stream:
-                stream.finish(completions)
-            if error:
-                return self.store.fail(work, error, usage, outputs)
-            commit = self.store.cancelled if cut else self.store.complete
-            return commit(work, outputs, usage, fingerprint=fingerprint)
-
-        self._commit(work, write)
-        if error:
-            _log_failure(work, error)
-        else:
-            ended = "cancelled" if cut else "complete"
-            log_job(log, logging.DEBUG, work, "%s, %d tokens", ended, usage.completion_tokens)
 
     def request_ticket(self, model: str) -> None:
         """Leaves a ticket for what still waits; if that fails, the janitor will."""
@@ -236,6 +216,7 @@ class Host:
         self._hand_back()
         for thread in (self._listener, self._streamer, self._leases):
             thread.stop(timeout=2 * self.settings.redis_timeout_seconds)
+        self._metrics_server.stop()
         with contextlib.suppress(StoreUnavailable):
             self.store.forget_worker(self.id)
         self.store.close()
@@ -270,24 +251,6 @@ class Host:
             except StoreUnavailable as error:
                 log.warning("cannot hand back; the janitor will when leases end: %s", error)
 
-    def _fail(self, work: Work, error: JobError) -> None:
-        _log_failure(work, error)
-        self._commit(work, lambda: self.store.fail(work, error))
-
-    def _commit(self, work: Work, write: Callable[[], bool]) -> None:
-        """Writes an outcome; while Redis is away, tries again until this worker must leave."""
-        pause = 0.1
-        while True:
-            try:
-                if not write():
-                    log_job(log, logging.WARNING, work, "stale, not committed")
-                return
-            except StoreUnavailable as error:
-                if self._grace_over.wait(pause):
-                    log_job(log, logging.ERROR, work, "outcome lost, it will run again: %s", error)
-                    return
-                pause = min(2 * pause, 2.0)
-
 
 def _room(spec: ModelSpec, settings: Settings) -> Room:
     slots, reserved = slots_of(spec, settings)
@@ -309,7 +272,3 @@ def _limit(work: Work, settings: Settings) -> _Limit:
     if theirs is None or ours < theirs:
         return _Limit(ours, timed_out(ours))
     return _Limit(theirs, DEADLINE_EXCEEDED)
-
-
-def _log_failure(work: Work, error: JobError) -> None:
-    log_job(log, logging.WARNING, work, "failed: %s: %s", error.code, error.message)

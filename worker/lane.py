@@ -1,33 +1,29 @@
-"""One engine and the work in it. All but `Submission` belongs to the thread that steps the engine.
+"""One engine and the work in it. All of it belongs to the thread that steps the engine.
 
 Knows nothing of Redis or Celery, nor of other engines.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from slm_core import Completion, SamplingParams
+from slm_core import SamplingParams
 from slm_core.engine import Event, Prompt
 from slm_core.errors import DeviceLost, OutOfMemory
+from slm_core.stats import EngineStats
+from worker.step_stats import StepStats
+from worker.submission import EngineFault, EngineLost, HandedBack, Submission
 
 log = logging.getLogger(__name__)
 
-ENDING_SECONDS = 5.0  # that work may take to end when it is told to; a step takes far less
 RELOAD_SECONDS = 30.0  # a model that did not load is not tried again before
-_RATE_SECONDS = 10.0  # of computing, over which the rate is averaged
-
-Request = tuple[Prompt, SamplingParams]
-OnToken = Callable[[int, int, int], None]  # (request, how many tokens it has, the last of them)
 
 
 class SteppingEngine(Protocol):
@@ -37,78 +33,22 @@ class SteppingEngine(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def has_work(self) -> bool: ...
+    @property
+    def slots_in_use(self) -> int: ...
+    @property
+    def stats(self) -> EngineStats: ...
     def add(self, prompt: Prompt, params: SamplingParams, *, priority: int = 0) -> int: ...
     def cancel(self, sequence_id: int) -> None: ...
     def step(self) -> list[Event]: ...
     def reset(self) -> None: ...
 
 
-class HandedBack(Exception):
-    """The batcher stopped before this work ended; it belongs back in the queue."""
+class Measured(NamedTuple):
+    """What a lane and its engine have come to; zeros before it is loaded."""
 
-
-class EngineLost(Exception):
-    """The process must end, as its engine cannot go on; this work may be why."""
-
-
-class EngineFault(Exception):
-    """The engine cannot run this work, not even alone, or cannot be loaded."""
-
-
-class Submission:
-    """Requests that run as one. Its owner may wait for `future`, and call `end` and `drop`.
-
-    `future` settles once: with the completions, in order, or with what `Engine.add` raises for a
-    bad request, EngineFault, EngineLost, or HandedBack.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        requests: Sequence[Request],
-        *,
-        priority: int = 0,
-        on_token: OnToken | None = None,
-        notify: Callable[[Submission], None],
-    ) -> None:
-        self.model = model
-        self.requests = requests
-        self.priority = priority
-        self.on_token = on_token
-        self.future: Future[list[Completion]] = Future()
-        self.ending = False
-        self.taken = False  # by its lane
-        self.begun = False  # some output has a token
-        self.sequences: list[int] = []  # in the engine; may name some that have ended
-        self._completions: dict[int, Completion] = {}
-        self._notify = notify
-
-    def end(self) -> None:
-        """Ends what still runs at the next step: those completions are `cancelled`, with the text
-        they have."""
-        self.ending = True
-        self._notify(self)
-
-    def drop(self) -> None:
-        """Cancels the future, and frees the sequences at the next step."""
-        if self.future.cancel():
-            self._notify(self)
-
-    def restart(self) -> None:
-        self.sequences.clear()
-        self._completions.clear()
-
-    def complete(self, request: int, completion: Completion) -> None:
-        self._completions[request] = completion
-        if len(self._completions) == len(self.requests):
-            self.settle([self._completions[i] for i in range(len(self.requests))])
-
-    def settle(self, outcome: list[Completion] | Exception) -> None:
-        with contextlib.suppress(InvalidStateError):  # its owner dropped it
-            if isinstance(outcome, Exception):
-                self.future.set_exception(outcome)
-            else:
-                self.future.set_result(outcome)
+    steps: StepStats
+    engine: EngineStats
+    slots_in_use: int
 
 
 @dataclass(slots=True)
@@ -132,7 +72,7 @@ class Lane:
     def __init__(self, model: str, load: Callable[[], SteppingEngine]) -> None:
         self.model = model
         self.used = 0.0  # seconds of the thread; see `ContinuousBatcher`
-        self.tokens_per_second = 0.0  # of time spent in steps
+        self.steps = StepStats()
         self._load = load
         self._engine: SteppingEngine | None = None
         self._reload_at = -math.inf
@@ -141,7 +81,6 @@ class Lane:
         self._suspects: list[list[Submission]] = []  # to run again, the last batch first
         self._on_trial = False  # whether a batch of suspects is in the engine
         self._rows: dict[int, _Row] = {}  # by sequence: what is in the engine
-        self._recent = (0.0, 0.0)  # tokens and seconds, fading
 
     @property
     def engine(self) -> SteppingEngine:
@@ -153,6 +92,17 @@ class Lane:
     def has_work(self) -> bool:
         in_engine = self._engine is not None and self._engine.has_work
         return bool(in_engine or self._waiting or self._suspects)
+
+    @property
+    def slots_in_use(self) -> int:
+        """Sequences that the engine decodes; safe to read from any thread."""
+        return self._engine.slots_in_use if self._engine else 0
+
+    def measured(self) -> Measured:
+        """Safe to call from any thread."""
+        engine = self._engine
+        stats = engine.stats if engine else EngineStats()
+        return Measured(self.steps, stats, self.slots_in_use)
 
     def load(self) -> None:
         """Makes the engine. Raises what that raises."""
@@ -240,7 +190,8 @@ class Lane:
                 self.engine.cancel(sequence)
 
     def _step(self) -> None:
-        started = time.monotonic()
+        prefilled = self.engine.stats.prefill_tokens
+        began = time.monotonic()
         try:
             events = self.engine.step()
         except DeviceLost as error:
@@ -249,29 +200,32 @@ class Lane:
             log.exception("a decode step of model %s failed", self.model)
             self._split_suspects(error)
             return
-        self._measure(sum(event.token is not None for event in events), time.monotonic() - started)
+        ended = time.monotonic()
+        tokens = first = 0
         for event in events:
             if row := self._rows.get(event.sequence):
-                self._deliver(event, row)
+                if event.token is not None:
+                    tokens += 1
+                    first += not row.tokens
+                self._deliver(event, row, ended)
+        prefill = self.engine.stats.prefill_tokens > prefilled
+        self.steps.note(began, ended, tokens, first, prefill=prefill)
 
-    def _deliver(self, event: Event, row: _Row) -> None:
+    def _deliver(self, event: Event, row: _Row, now: float) -> None:
         submission = row.submission
+        if submission.first_at is None:
+            submission.first_at = now
         if event.token is not None:
             row.tokens += 1
-            submission.begun = True
             if submission.on_token:
                 submission.on_token(row.request, row.tokens, event.token)
         if event.completion:
+            submission.last_at = now
             del self._rows[event.sequence]
             submission.complete(row.request, event.completion)
         elif event.error:
             self._forget(submission)
             submission.settle(EngineFault(event.error))
-
-    def _measure(self, tokens: int, seconds: float) -> None:
-        fading = math.exp(-seconds / _RATE_SECONDS)
-        self._recent = (self._recent[0] * fading + tokens, self._recent[1] * fading + seconds)
-        self.tokens_per_second = self._recent[0] / max(self._recent[1], 1e-9)
 
     def _split_suspects(self, error: Exception) -> None:
         suspects = self._in_engine()

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.schemas import Work, WorkerInfo
-from slm_jobs.store import JobStore
+from slm_jobs.store import JobStore, SweepReport
 from worker.background import Background
-from worker.lane import HandedBack, Submission
+from worker.submission import HandedBack, Submission
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Leases(Background):
     Work whose lease turns out to be lost is dropped: somebody else has it, or soon will. Work that
     a client cancels is ended. When `stalled_for` exceeds `HUNG_SECONDS` the process ends: a hung
     engine must not keep its jobs. `describe` tells of this worker, with so much work held.
-    `recover`, called now and then, may raise StoreUnavailable.
+    `recover`, called now and then, may raise StoreUnavailable. `swept` hears what our sweeps did.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Leases(Background):
         heartbeat_seconds: float,
         stalled_for: Callable[[], float],
         recover: Callable[[], None],
+        swept: Callable[[SweepReport], None],
     ) -> None:
         super().__init__("leases")
         self._store = store
@@ -71,6 +72,7 @@ class Leases(Background):
         self._interval = heartbeat_seconds
         self._stalled_for = stalled_for
         self._recover = recover
+        self._swept = swept
         self._held: dict[str, _Held] = {}
         self._early: dict[tuple[str, int], None] = {}  # cancelled, and not held here, or not yet
         self._lock = threading.Lock()
@@ -146,7 +148,8 @@ class Leases(Background):
                     self.beat()
                     next_beat = time.monotonic() + self._interval
                 self._recover()
-                self._store.sweep()
+                if report := self._store.sweep():
+                    self._swept(report)
             except StoreUnavailable as error:
                 log.warning("no contact with Redis: %s", error)
             except Exception:  # a dead keeper would lose every lease

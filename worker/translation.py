@@ -5,7 +5,7 @@ from __future__ import annotations
 from slm_core import Completion, SamplingParams
 from slm_core.errors import SlmCoreError
 from slm_jobs.schemas import JobError, Output, Usage, Work
-from worker.lane import EngineFault, Request
+from worker.submission import EngineFault, Request
 
 DEADLINE_EXCEEDED = JobError(
     code="deadline_exceeded", message="its run_timeout passed before it had ended"

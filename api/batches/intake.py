@@ -39,6 +39,7 @@ def take(
     extra: dict[str, Any] | None = None,
     reject: bool = False,
     callback: CallbackTarget | None = None,
+    request_id: str = "",
 ) -> Taken:
     """Makes a batch of the file's rows, or finds the one that the Idempotency-Key made.
 
@@ -46,7 +47,7 @@ def take(
     OpenAI's defaults hold. With `reject` a batch with invalid rows, or none, is kept as a failed
     one that tells them, instead of raising `invalid_rows` or `empty_batch`. `extra` is kept with
     the batch, see `BatchDraft`; rows of OpenAI lines with `echo` have `{"echo": True}` as theirs.
-    `callback` is what `Desk.targets` made of the options.
+    `callback` is what `Desk.targets` made of the options, `request_id` is for logs.
 
     Raises Problem, a kind of Refused, and StoreUnavailable; see `uploaded` for what then is left.
     """
@@ -83,6 +84,7 @@ def take(
         metadata=options.metadata,
         extra=extra or {},
         callback=callback,
+        request_id=request_id,
     )
     return uploaded(
         desk.store.batches,

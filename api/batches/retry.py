@@ -27,9 +27,15 @@ from slm_jobs.schemas import GenerationParams
 
 
 def retry(
-    desk: Desk, batch: Batch, caller: KeyProof, idempotency_key: str | None, turn: Turn
+    desk: Desk,
+    batch: Batch,
+    caller: KeyProof,
+    idempotency_key: str | None,
+    turn: Turn,
+    request_id: str,
 ) -> Taken:
     """They draw from the seeds that they had, and have as long as the whole batch had. Blocks.
+    `request_id` is for logs.
 
     Raises BatchNotEnded, Problem `nothing_to_retry`, a kind of Refused, and StoreUnavailable.
     """
@@ -59,6 +65,7 @@ def retry(
         metadata=batch.metadata,
         retry_of=batch.id,
         extra=batch.extra,
+        request_id=request_id,
     )
     return uploaded(
         desk.store.batches,

@@ -196,8 +196,10 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
     ) -> Batch:
         """A new batch, with `retry_of`, of the rows of an ended one that failed, were cancelled or
         have expired. They keep their `custom_id` and seed."""
-        asked = idempotency_key_of(request)
-        taken = await uploads.run(caller.key, lambda turn: retry(desk, batch, caller, asked, turn))
+        asked, request_id = idempotency_key_of(request), request.state.request_id
+        taken = await uploads.run(
+            caller.key, lambda turn: retry(desk, batch, caller, asked, turn, request_id)
+        )
         return _answer(taken, request, response)
 
     @routes.delete(

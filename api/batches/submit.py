@@ -82,6 +82,7 @@ class Submission:
             self._caller,
             idempotency_key=self._key,
             callback=callback,
+            request_id=self._request.state.request_id,
         )
 
 

@@ -115,6 +115,7 @@ def router(desk: Desk, uploads: Uploads) -> APIRouter:
                 endpoint=ENDPOINT,
                 extra=wanted.model_dump(include={"input_file_id", "completion_window"}),
                 reject=True,
+                request_id=request.state.request_id,
             )
 
         taken = await uploads.run(caller.key, make)

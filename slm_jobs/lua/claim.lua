@@ -2,8 +2,8 @@
 --       worker's work ('' if it holds none), most crashes, whether Redis is nearly full, number of this
 --       claim, number of the worker's last claim whose reply came; the numbers may be '')
 -- -> {company, works, specs}: what may run beside the works, which are {id, attempt, request, '', ms left
--- to run or ''} of a job, or {id, attempt, packed request, batch, ''} of rows; specs are {batch, what its
--- rows have in common as JSON, ...}
+-- to run or '', ms since it was made} of a job, or {id, attempt, packed request, batch, '', ''} of rows;
+-- specs are {batch, what its rows have in common as JSON, ...}
 -- A job goes before rows, of which a nearly full Redis hands out none: their results would fill it.
 -- Suspects go only to a worker that holds nothing else: those that would survive another crash together,
 -- the others each alone. A worker at a time empties itself for them; idle ones take them too, but for
@@ -21,7 +21,7 @@ local works, specs, known = {}, {}, {}
 
 local function add_row(batch, row)
   local id, attempt, packed, outputs = start_row(batch, row, worker, lease_ms)
-  works[#works + 1] = { id, attempt, packed, batch, '' }
+  works[#works + 1] = { id, attempt, packed, batch, '', '' }
   if not known[batch] then
     known[batch] = true
     specs[#specs + 1] = batch
@@ -32,7 +32,8 @@ end
 
 local function add_job(id)
   local attempt, left_ms = start(id, worker, lease_ms)
-  works[#works + 1] = { id, attempt, redis.call('HGET', JOB .. id, 'request'), '', left_ms or '' }
+  local job = redis.call('HMGET', JOB .. id, 'request', 'created_at')
+  works[#works + 1] = { id, attempt, job[1], '', left_ms or '', now() - job[2] }
 end
 
 local function reply(beside)

@@ -12,7 +12,7 @@ end
 
 local kept = {
   'callback_url', 'callback_events', 'callback_outputs', 'callback_lane', 'callback_link',
-  'queue_timeout_ms', 'run_timeout_ms',
+  'callback_request', 'queue_timeout_ms', 'run_timeout_ms',
 }
 local values, more = redis.call('HMGET', JOB .. id, unpack(kept)), { 'retry_of', id }
 for i, name in ipairs(kept) do

@@ -1,6 +1,7 @@
 -- sweep(lock in ms, lease in ms, most of a kind, most crashes, error of a job that crashed so often as
 --       JSON)
--- -> {requeued, exhausted, tickets}, or nil while another one's lock stands
+-- -> {requeued, exhausted, tickets, models of jobs that failed, models of rows that failed}, or nil while
+-- another one's lock stands
 local FREED_MOST = 5000 -- entries, of what was put aside
 local lock_ms, lease_ms, most, max_crashes = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local exhausted_error = ARGV[6]
@@ -12,6 +13,7 @@ if not redis.call('SET', JANITOR, 'sweeping', 'NX', 'PX', lock_ms) then
 end
 local time = now()
 local requeued, exhausted, tickets = 0, 0, 0
+local failed_jobs, failed_rows = {}, {}
 
 -- Where nobody has swept for long, Redis may have been away, and nobody could extend a lease either:
 -- for the length of one none is taken back. By Redis's own clock, which tests do not move.
@@ -38,6 +40,11 @@ for _, id in ipairs(overdue) do
     redis.call('ZREM', LEASES, id) -- only if somebody deleted a record by hand
   elseif count_crash(id, max_crashes, exhausted_error) then
     exhausted = exhausted + 1
+    if batch then
+      failed_rows[#failed_rows + 1] = redis.call('HGET', BATCH .. batch, 'model')
+    else
+      failed_jobs[#failed_jobs + 1] = redis.call('HGET', JOB .. id, 'model')
+    end
   else
     requeued = requeued + 1
   end
@@ -82,4 +89,4 @@ for _, worker in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', time)) do
   forget_worker(worker)
 end
 
-return { requeued, exhausted, tickets }
+return { requeued, exhausted, tickets, failed_jobs, failed_rows }

@@ -64,6 +64,16 @@ def test_a_key_is_needed(
     assert response.headers["www-authenticate"].startswith("Bearer")
 
 
+def test_every_documented_route_needs_a_key(stranger: TestClient) -> None:
+    """Also one that nobody has listed above."""
+    document: Any = stranger.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for method in operations.keys() - {"parameters"}:
+            if path not in ("/healthz", "/readyz", "/metrics"):
+                answer = stranger.request(method, path.replace("{id}", "x"))
+                assert answer.status_code == 401, f"{method} {path}"
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/openapi.json", "/docs"])
 def test_what_everybody_may_read(stranger: TestClient, path: str) -> None:
     assert stranger.get(path).status_code == 200

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import fakeredis
@@ -302,34 +300,3 @@ def test_a_dead_letter_reads_as_its_example(boss: TestClient, fail: Fail) -> Non
     example = EXAMPLES["dead_letter"][1]
     assert list(letter) == list(example)
     assert list(letter["request"]) == list(example["request"])
-
-
-def section(title: str) -> str:
-    """Of docs/api.md."""
-    page = (Path(__file__).parents[2] / "docs/api.md").read_text("utf-8")
-    return page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-
-
-def test_the_documented_job_is_taken(client: TestClient) -> None:
-    [body] = re.findall(r"--json '(.*?)'", section("Deadlines"))
-    assert client.post("/jobs", json={**json.loads(body), "max_tokens": 5}).status_code == 202
-
-
-def test_the_documented_calls_succeed(boss: TestClient, fail: Fail) -> None:
-    letters = section("Dead letters")
-    commands = re.findall(r"^curl (?:-X (\w+) )?\$SLM_URL(\S+)(?:.*--json '(.*)')?", letters, re.M)
-    assert [path for _, path, _ in commands] == [
-        PATH,
-        f"{PATH}/job_...",
-        f"{PATH}/job_.../redrive",
-        f"{PATH}/redrive",
-        f"{PATH}/job_...",
-    ]
-    for method, path, sent in commands:
-        answer = boss.request(
-            method or ("POST" if sent else "GET"),
-            path.replace("job_...", fail()),
-            content=sent.encode(),
-            headers={"Content-Type": "application/json"} if sent else {},
-        )
-        assert answer.is_success, answer.text

@@ -46,6 +46,7 @@ ROUTES = [
     ("/queue", "get"),
     ("/healthz", "get"),
     ("/readyz", "get"),
+    ("/metrics", "get"),
     ("/admin/keys", "post"),
     ("/admin/keys", "get"),
     ("/admin/keys/{id}/rotate", "post"),

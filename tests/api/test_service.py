@@ -116,11 +116,6 @@ def test_healthy_without_redis(client: TestClient, redis_process: fakeredis.Fake
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
 
-def test_the_front_page_leads_to_the_documentation(client: TestClient) -> None:
-    response = client.get("/")
-    assert (response.status_code, response.headers["location"]) == (307, "/docs")
-
-
 def test_the_documentation_needs_nobody_else(client: TestClient) -> None:
     page = client.get("/docs").text
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)

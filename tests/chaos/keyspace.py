@@ -139,6 +139,7 @@ RULES: dict[str, Rule] = {
     keys.CUSTOM_IDS: _never,
     keys.SHARES: _never,
     keys.ROWS_WAITING: _is_zero(keys.ROWS_WAITING),
+    keys.ROW_TOKENS_WAITING: _is_zero(keys.ROW_TOKENS_WAITING),
     keys.ROWS_RUNNING: _is_zero(keys.ROWS_RUNNING),
     keys.BATCHES_OF: _names(keys.BATCHES_OF, keys.BATCH),
     keys.UPLOADS: _never,

@@ -22,7 +22,7 @@ from slm_jobs.callback_schemas import JOB_ENDS, CallbackTarget
 from slm_jobs.manifest import Manifest
 from slm_jobs.schemas import GenerationParams
 from slm_jobs.settings import Settings
-from slm_jobs.store import JobStore
+from slm_jobs.store import JobStore, SweepReport
 from tests.slm_jobs.examples import MODEL, OUTPUTS, USAGE, claim, complete, spec
 from tests.slm_jobs.test_callbacks import LEASE_SECONDS, outcome
 from worker.callbacks.janitor import sweep
@@ -132,7 +132,9 @@ def test_who_delivers_callbacks(
     ):
         with pytest.raises(exceptions.NoPermissionError):
             redis.execute_command(*forbidden.split())
-    asyncio.run(asyncio.wait_for(sweep(store), 30))  # it sees that it may not
+    reports: list[SweepReport] = []
+    asyncio.run(asyncio.wait_for(sweep(store, reports.append), 30))  # it sees that it may not
+    assert reports == []
     assert "sweep failed" not in caplog.text
     with Redis.from_url(redis_server.url, decode_responses=True) as admin:
         if reads_only(admin):

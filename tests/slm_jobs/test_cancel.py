@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -201,6 +202,31 @@ def test_the_place_in_the_queue(store: JobStore) -> None:
     complete_all(store)
     [queue] = store.queues([MODEL])
     assert (queue.waiting, queue.running) == (0, 1)
+
+
+def test_slots_are_counted_by_model(store: JobStore) -> None:
+    told = {
+        "models": [MODEL, "slow"],
+        "model_slots": {"slow": 4},
+        "slots_in_use": {MODEL: 9, "slow": 3},
+    }
+    for worker in ("w1", "w2"):
+        store.heartbeat(WORKER.model_copy(update={**told, "id": worker}), [])
+    other = {"id": "w3", "slots_in_use": {}}  # idle, and of one model
+    store.heartbeat(WORKER.model_copy(update=other), [])
+    fast, slow, nobodys = store.queues([MODEL, "slow", "nobodys"])
+    assert (fast.workers, fast.slots, fast.slots_in_use) == (3, 3 * 64, 18)
+    assert (slow.workers, slow.slots, slow.slots_in_use) == (2, 8, 6)
+    assert (nobodys.workers, nobodys.slots, nobodys.slots_in_use) == (0, 0, 0)
+
+
+def test_a_worker_of_another_version_is_understood(store: JobStore, redis: Redis) -> None:
+    store.heartbeat(WORKER, [])
+    for info in ({"told_by_newer_ones": 1}, {}):  # an older one tells no slots in use
+        told = {"id": "w1", "models": [MODEL], "slots": 8, "pid": 7, "host": "here", **info}
+        redis.hset(keys.WORKER_INFO, "w1", json.dumps(told))
+        [queue] = store.queues([MODEL])
+        assert (queue.slots, queue.slots_in_use) == (8, 0)
 
 
 def complete_all(store: JobStore) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from slm_client.redis_server import RedisServer, free_port
+from slm_client.redis_server import RedisServer
 from slm_jobs import keys
 from slm_jobs.schemas import JobStatus
 from slm_jobs.settings import Settings
@@ -49,16 +47,6 @@ LEASE_S = 3.0
 WORKERS = 3
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis", free_port())
-    server.start()
-    yield server
-    assert server.process
-    server.process.send_signal(signal.SIGCONT)
-    server.stop()
-
-
 def test_what_lives_keeps_its_leases_when_redis_was_stopped(server: RedisServer) -> None:
     """A sweep that was sent meanwhile stands in the socket, and runs before any heartbeat."""
     settings = Settings(redis_url=server.url, lease_seconds=LEASE_S, redis_timeout_seconds=0.5)
@@ -74,6 +62,7 @@ def test_what_lives_keeps_its_leases_when_redis_was_stopped(server: RedisServer)
             heartbeat_seconds=settings.heartbeat_seconds,
             stalled_for=lambda: 0.0,
             recover=lambda: None,
+            swept=lambda _: None,
         )
         keeper.hold(work)
         keeper.start()

@@ -11,6 +11,7 @@ from slm_core import Completion, SamplingParams
 from slm_core.engine import Event, Prompt
 from slm_core.errors import DeviceLost, OutOfMemory, PromptTooLong
 from slm_core.scheduler import FinishReason, Usage
+from slm_core.stats import EngineStats
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.schemas import Piece, Work
 
@@ -39,12 +40,17 @@ class FakeEngine:
         self.largest = 0
         self.fits = 1_000_000
         self.threads: set[int] = set()
+        self.stats = EngineStats(kv_capacity=1_000)
         self._ids = itertools.count()
         self._cancelled: set[int] = set()
         self._slots = slots
         self._reserved = reserved_slots
 
     fingerprint = "fake/1"
+
+    @property
+    def slots_in_use(self) -> int:
+        return len(self.live)
 
     @property
     def has_work(self) -> bool:

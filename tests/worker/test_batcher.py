@@ -14,7 +14,7 @@ from slm_core.errors import PromptTooLong
 from tests.slm_core.conftest import random_model
 from tests.worker.fakes import FakeEngine
 from worker.batcher import ContinuousBatcher
-from worker.lane import EngineFault, EngineLost, HandedBack, Request, Submission
+from worker.submission import EngineFault, EngineLost, HandedBack, Request, Submission
 
 MODEL = "m"
 

@@ -9,7 +9,7 @@ import pytest
 
 from slm_jobs.errors import StoreUnavailable
 from slm_jobs.schemas import JobStatus
-from slm_jobs.store import JobStore
+from slm_jobs.store import JobStore, SweepReport
 from tests.slm_jobs.examples import create
 from worker.callbacks import janitor
 
@@ -19,6 +19,7 @@ def test_jobs_expire_where_no_worker_is_left(monkeypatch: pytest.MonkeyPatch) ->
     job = create(store, queue_timeout=10)
     store.clock_offset_ms += 11_000
     sweep, calls = store.sweep, 0
+    reports: list[SweepReport] = []
 
     def sweep_again() -> object:
         nonlocal calls
@@ -33,10 +34,11 @@ def test_jobs_expire_where_no_worker_is_left(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(janitor, "TICK_SECONDS", 0.001)
 
     async def run() -> None:
-        task = asyncio.create_task(janitor.sweep(store))
+        task = asyncio.create_task(janitor.sweep(store, reports.append))
         async with asyncio.timeout(30):
-            while store.get(job.id).status is not JobStatus.EXPIRED:
+            while not reports:
                 await asyncio.sleep(0.001)
         task.cancel()
 
     asyncio.run(run())
+    assert store.get(job.id).status is JobStatus.EXPIRED

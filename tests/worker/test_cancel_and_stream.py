@@ -323,6 +323,21 @@ def test_rates_and_request_ids_are_told(
     assert record.__dict__["request_id"] == "req-1 %s"
 
 
+def test_slots_in_use_are_told(started: MakeHost, store: JobStore, engine: FakeEngine) -> None:
+    host = started(engine)
+    job_id = submit(store, ["hold", "hold"])
+    thread = serving(host)
+    until(lambda: len(engine.live) == 2)
+    host._leases.beat()
+    [info] = store.workers()
+    assert (info.slots, info.model_slots, info.slots_in_use) == (4, {}, {MODEL: 2})
+    store.cancel(job_id)
+    thread.join(5)
+    host._leases.beat()
+    [info] = store.workers()
+    assert info.slots_in_use == {}
+
+
 def test_a_slow_stream_slows_no_decoding(
     started: MakeHost, store: JobStore, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,15 +15,18 @@ import os
 import signal
 import sys
 
-from slm_jobs.errors import SettingsError
+from slm_jobs.errors import ManifestError, SettingsError
 from slm_jobs.events import DueEvents
 from slm_jobs.lookups import Lookups
+from slm_jobs.manifest import Manifest
+from slm_jobs.metrics import MetricsServer
 from slm_jobs.redis_checks import check_redis
 from slm_jobs.settings import Settings
 from slm_jobs.store import JobStore
 from worker.callbacks.courier import Courier
 from worker.callbacks.delivery import Sender
 from worker.callbacks.janitor import sweep
+from worker.callbacks.metrics import CallbackMetrics
 
 log = logging.getLogger("worker.callbacks")
 
@@ -33,7 +36,9 @@ async def serve(settings: Settings, store: JobStore) -> None:
     at_once = settings.callback_concurrency
     lookups = Lookups(2 * at_once, max(1, at_once // 8))
     sender = Sender(settings, resolver=lookups.of)
-    courier = Courier(store.callbacks, sender.attempt, settings)
+    metrics = CallbackMetrics(_models(settings))
+    server = MetricsServer(settings, metrics.registry)
+    courier = Courier(store.callbacks, sender.attempt, settings, metrics)
     events = DueEvents(settings, courier.wake)
 
     def on_signal(number: signal.Signals) -> None:
@@ -50,17 +55,27 @@ async def serve(settings: Settings, store: JobStore) -> None:
         settings.callback_per_host,
         len(settings.callback_schedule_seconds),
     )
-    janitor = asyncio.create_task(sweep(store), name="janitor")
+    server.start()
+    janitor = asyncio.create_task(sweep(store, metrics.ends.swept), name="janitor")
     async with events:
         await courier.run()
     janitor.cancel()
+    await asyncio.to_thread(server.stop)
+
+
+def _models(settings: Settings) -> list[str]:
+    """Those of the manifest, for series that are to be there at 0; it may well have none."""
+    try:
+        return list(Manifest.load(*settings.models_files).models)
+    except ManifestError:
+        return []
 
 
 def _environment() -> str:
     """The settings that matter here, for people."""
     lines = ["environment:"]
     for name, field in Settings.model_fields.items():
-        if name.startswith(("callback_", "redis_", "log_")):
+        if name.startswith(("callback_", "redis_", "log_", "metrics_")):
             default = field.default
             shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
             lines += [f"  SLM_{name.upper()}={shown}", f"      {field.description}"]

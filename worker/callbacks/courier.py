@@ -20,6 +20,7 @@ from slm_jobs.errors import StoreUnavailable
 from slm_jobs.settings import Settings
 from worker.callbacks.breakers import Breakers
 from worker.callbacks.delivery import UNREACHABLE
+from worker.callbacks.metrics import CallbackMetrics
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,16 @@ class Courier:
     died, becomes due again.
     """
 
-    def __init__(self, store: CallbackStore, attempt: _Attempt, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: CallbackStore,
+        attempt: _Attempt,
+        settings: Settings,
+        metrics: CallbackMetrics | None = None,
+    ) -> None:
         self._store = store
         self._attempt = attempt
+        self._metrics = metrics or CallbackMetrics()
         self._concurrency = settings.callback_concurrency
         self._per_lane = settings.callback_per_host
         self._per_host = max(self._per_lane, self._concurrency // _HOST_SHARE)
@@ -136,7 +144,9 @@ class Courier:
 
     async def _deliver(self, due: DueDelivery, lapses: float) -> None:
         try:
-            outcome = await self._attempt(due)
+            with self._metrics.running.track_inprogress():
+                outcome = await self._attempt(due)
+            self._metrics.attempted(outcome)
             self._breakers.note(due.lane, reached=self._reached(outcome))
             _log_attempt(due, outcome)
             self._ended.append((lapses, outcome))
@@ -219,6 +229,7 @@ def _log_attempt(due: DueDelivery, outcome: Outcome) -> None:
         attempt.duration_ms,
         then,
         extra={
+            "request_id": due.request_id,
             "delivery_id": due.id,
             "delivery_type": due.type,
             "host": host,

@@ -7,9 +7,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 
 from slm_jobs.errors import StoreUnavailable
-from slm_jobs.store import JobStore
+from slm_jobs.store import JobStore, SweepReport
 
 log = logging.getLogger(__name__)
 
@@ -18,11 +19,13 @@ TICK_SECONDS = 1.0
 _NOT_ALLOWED = re.compile("NOPERM|no permissions|executing the script can't")
 
 
-async def sweep(store: JobStore) -> None:
-    """Until it is cancelled; or not at all, where this process's rules in Redis forbid it."""
+async def sweep(store: JobStore, swept: Callable[[SweepReport], None]) -> None:
+    """Until it is cancelled; or not at all, where this process's rules in Redis forbid it. `swept`
+    hears what our sweeps did."""
     while True:
         try:
-            await asyncio.to_thread(store.sweep)
+            if report := await asyncio.to_thread(store.sweep):
+                swept(report)
         except StoreUnavailable as error:
             log.debug("cannot sweep: %s", error)
         except Exception as error:

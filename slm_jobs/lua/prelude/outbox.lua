@@ -47,7 +47,7 @@ local function tell(prefix, fields, id, event, number)
     return
   end
   local target = redis.call('HMGET', work, 'callback_url', 'callback_lane', 'callback_link',
-    'callback_outputs', 'key')
+    'callback_outputs', 'key', 'callback_request')
   local delivery, time, values = id .. '-' .. event, now(), redis.call('HMGET', work, unpack(fields))
   if number then
     delivery = delivery .. '-' .. number
@@ -59,6 +59,7 @@ local function tell(prefix, fields, id, event, number)
     'lane', target[2],
     'link', target[3],
     'key', target[5],
+    'request_id', target[6] or '',
     'created_at', time,
     'status', 'pending',
     'claim', 0,

@@ -36,7 +36,11 @@ local function count_waiting(batch, rows, tokens)
   local owner = redis.call('HMGET', BATCH .. batch, 'model', 'key')
   redis.call('HINCRBY', BATCH .. batch, 'pending', rows)
   redis.call('HINCRBY', BATCH .. batch, 'waiting_tokens', tokens)
-  redis.call('HINCRBY', ROWS_WAITING, owner[1], rows)
+  if redis.call('HINCRBY', ROWS_WAITING, owner[1], rows) > 0 then
+    redis.call('HINCRBY', ROW_TOKENS_WAITING, owner[1], tokens)
+  else -- nothing that an earlier version had not counted in stays behind
+    redis.call('HDEL', ROW_TOKENS_WAITING, owner[1])
+  end
   redis.call('HINCRBY', USAGE .. owner[2], 'batch_rows', rows)
   redis.call('HINCRBY', USAGE .. owner[2], 'batch_tokens', tokens)
 end
