@@ -11,13 +11,16 @@ from typer.core import TyperGroup
 from slm_client.commands.batches import batches
 from slm_client.commands.bulk import bulk
 from slm_client.commands.callbacks import callbacks
+from slm_client.commands.completion import completion
 from slm_client.commands.demo import demo
 from slm_client.commands.dlq import dlq
+from slm_client.commands.doctor import doctor
 from slm_client.commands.generate import generate
 from slm_client.commands.jobs import jobs, queue
 from slm_client.commands.keys import keys
 from slm_client.commands.models import models
 from slm_client.commands.options import screen
+from slm_client.commands.status import status
 from slm_client.commands.up import up
 from slm_client.errors import SlmClientError
 
@@ -41,10 +44,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its boxes leave the words half of the line
-    add_completion=False,
+    add_completion=False,  # `slm completion` is quicker: no Python for each key press
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, bulk, up, demo, queue):
+for command in (generate, bulk, up, demo, status, queue, doctor, completion):
     app.command()(command)
 for name, group in (
     ("jobs", jobs),
@@ -91,4 +94,6 @@ def slm(
       slm dlq list
       slm keys create story-backend
       slm models add gpt2 --from gpt2
+      slm status --watch
+      slm doctor
     """

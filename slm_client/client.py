@@ -18,7 +18,7 @@ from slm_client.batch import BatchParams, Result
 from slm_client.batches import Batches
 from slm_client.callbacks import Callbacks
 from slm_client.dead_letters import DeadLetters
-from slm_client.errors import JobFailed
+from slm_client.errors import ApiError, JobFailed
 from slm_client.job import Job, Params
 from slm_client.keys import Keys
 from slm_client.transport import Connection
@@ -156,6 +156,16 @@ class Client:
     def ready(self) -> bool:
         """Whether the service can take and run a job now. Never retries, never raises."""
         return self._connection.succeeds("/readyz", timeout=2.0)
+
+    def why_not_ready(self) -> str:
+        """Why the service cannot take and run a job now; empty if it can."""
+        try:
+            self._connection.call("GET", "/readyz", lambda _: None)
+        except ApiError as error:
+            if error.status != 503:
+                raise
+            return str(error.problem.get("detail") or error.problem.get("title"))
+        return ""
 
     def _ended(self, job_id: str, deadline: float, timeout: float) -> Job:
         """Raises JobTimeout; see `until_ended`."""

@@ -60,6 +60,9 @@ class RedisServer:
             "save": "",
             "maxmemory": "1gb",  # near it the api takes no more jobs; without it the kernel kills
             "maxmemory-policy": "noeviction",
+            # A job's record in one piece: half of the memory (docs/scaling.md).
+            "hash-max-ziplist-entries": "64",
+            "hash-max-ziplist-value": "4096",
             "daemonize": "no",
         }
         flags = [part for key, value in options.items() for part in (f"--{key}", value)]

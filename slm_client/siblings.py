@@ -19,9 +19,14 @@ def module(name: str, *arguments: str) -> list[str]:
 
 
 def run(
-    command: list[str], *, env: Mapping[str, str] | None = None, capture: bool = False
+    command: list[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    capture: bool = False,
+    timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a `module` to its end. `env` is added to ours."""
+    """Runs a `module` to its end. `env` is added to ours. Raises TimeoutExpired after `timeout`
+    seconds."""
     return subprocess.run(
         command,
         cwd=ROOT,
@@ -30,5 +35,6 @@ def run(
         text=True,
         encoding="utf-8",
         errors="replace",
+        timeout=timeout,
         check=False,
     )

@@ -23,6 +23,7 @@ from typing import Self
 from slm_client import manifests, preflight
 from slm_client.child import Part
 from slm_client.client import Client
+from slm_client.cores import cores
 from slm_client.credentials import key_file, read_key
 from slm_client.errors import StartError
 from slm_client.redis_server import RedisServer, answers, free_port
@@ -248,7 +249,7 @@ def service_parts(plan: Plan) -> list[list[Part]]:
     callbacks = Part(
         "callbacks",
         module("worker.callbacks"),
-        plan.env,
+        _with_metrics(plan, 0),
         grace=_seconds(plan, "SLM_CALLBACK_TIMEOUT_SECONDS", _DEFAULT_CALLBACK_SECONDS)
         + _AFTER_CALLBACK_SECONDS,
     )
@@ -274,9 +275,17 @@ def _worker(plan: Plan, number: int) -> Part:
             *f"-A worker.app worker --hostname slm-{plan.options.port}-{number}@%h "
             "--without-gossip --without-mingle".split(),
         ),
-        plan.env,
+        _with_metrics(plan, number),
         grace=_seconds(plan, "SLM_DRAIN_SECONDS", _DEFAULT_DRAIN_SECONDS) + _AFTER_DRAIN_SECONDS,
     )
+
+
+def _with_metrics(plan: Plan, offset: int) -> dict[str, str]:
+    """Where SLM_METRICS_PORT is set, each part gets a port of its own, from that one on."""
+    port = os.environ.get("SLM_METRICS_PORT", "")
+    if not port.isdecimal():  # if it is wrong, the part will say so
+        return plan.env
+    return {**plan.env, "SLM_METRICS_PORT": str(int(port) + offset)}
 
 
 def _seconds(plan: Plan, name: str, default: float) -> float:
@@ -286,10 +295,3 @@ def _seconds(plan: Plan, name: str, default: float) -> float:
         return float(given or default)
     except ValueError:
         return default  # the part will say what is wrong with it
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

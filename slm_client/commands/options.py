@@ -101,9 +101,9 @@ def print_json(value: Any) -> None:
     print_result("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """To standard output. None is an empty cell; a column whose name ends in # is of numbers. On a
-    narrow terminal the last column is cut: a half of an id or a number is of no use."""
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """None is an empty cell; a column whose name ends in # is of numbers. On a narrow terminal the
+    last column is cut: a half of an id or a number is of no use."""
     texts = [["" if cell is None else _cell(cell) for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
@@ -114,10 +114,20 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         table.add_column(name, justify=justify, no_wrap=True, min_width=width)
     for row in texts:
         table.add_row(*row)
+    return table
+
+
+def results() -> Console:
+    """Standard output, for what has a form: as wide as need be where it is no terminal."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
-    console.print(table, crop=False)
+    return console
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """To standard output, see `make_table`."""
+    results().print(make_table(columns, rows), crop=False)
 
 
 def _cell(value: object) -> str:

@@ -154,7 +154,9 @@ class FakeService:
                 return self.dead_letters.answer(request, rest)
             case "GET", ["readyz"] if not self.is_ready:
                 return problem(503, "not_ready", "no worker is alive")
-            case "GET", ["readyz" | "healthz"]:
+            case "GET", ["healthz"]:
+                return 200, {}, {"status": "ok"}
+            case "GET", ["readyz"]:
                 return 200, {}, {}
         return problem(404, "not_found", "there is no such thing")
 

@@ -15,7 +15,7 @@ from tests.slm_client.fake_service import AUTHORISED, KEY, FakeService, event
 from tests.slm_client.processes import REPOSITORY, SLM, eventually, slm
 
 COMMANDS = [
-    *("generate", "bulk", "up", "demo", "queue"),
+    *("generate", "bulk", "up", "demo", "status", "queue", "doctor", "completion"),
     *("batches list", "batches show", "batches results", "batches errors"),
     *("batches cancel", "batches retry", "batches delete", "batches report"),
     *("jobs list", "jobs show", "jobs cancel", "jobs delete"),

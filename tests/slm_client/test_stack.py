@@ -11,8 +11,9 @@ import pytest
 
 from slm_client import Client, StartError
 from slm_client.child import Part
+from slm_client.cores import cores
 from slm_client.redis_server import RedisServer, answers
-from slm_client.stack import Plan, Stack, StackOptions, cores, make_plan, service_parts
+from slm_client.stack import Plan, Stack, StackOptions, make_plan, service_parts
 from tests.slm_client.processes import eventually, lives, sleeper
 from tests.slm_client.test_manifests import make_checkpoint
 
@@ -174,6 +175,23 @@ def test_the_plan_follows_options_and_environment(
     assert [service_parts(plan)[stage][0].grace for stage in (2, 3)] == [25, 70]
     monkeypatch.setenv("SLM_CALLBACK_TIMEOUT_SECONDS", "5")
     assert service_parts(plan)[2][0].grace == 10
+
+
+def test_each_part_has_a_port_of_its_own_for_metrics(
+    options: StackOptions, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir.mkdir()
+    plan = make_plan(replace(options, workers=2), 0)
+
+    def ports() -> list[str | None]:
+        parts = [part for stage in service_parts(plan)[-2:] for part in stage]
+        return [part.env.get("SLM_METRICS_PORT") for part in parts]
+
+    assert ports() == [None] * 3
+    monkeypatch.setenv("SLM_METRICS_PORT", "9100")
+    assert ports() == ["9100", "9101", "9102"]
+    monkeypatch.setenv("SLM_METRICS_PORT", "wrong")
+    assert ports() == [None] * 3  # the parts have it from us, and say so
 
 
 def test_the_environment_says_which_hosts_are_allowed(
