@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo up train-tiny test check format bench chaos soak lock audit clean
+.PHONY: help demo up train-tiny test test-ui check format bench chaos soak images smoke lock audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +24,13 @@ train-tiny: $(VENV)/.train ## Train a toy model on some stories (under two minut
 	$(BIN)/python -m training.train --data runs/tiny-data --out runs/tiny --preset tiny --context 256 --batch 4 --no-compile --minutes 1
 	@echo "Serve it: $(BIN)/slm up --model runs/tiny"
 
-test: $(VENV)/.dev $(VENV)/.kernels ## Run all tests
+test: $(VENV)/.dev $(VENV)/.kernels $(TOOLS)/prometheus ## Run all tests
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+test-ui: $(VENV)/.dev $(VENV)/.kernels ## Test the playground in Chromium; skipped where there is none
+	@for name in chromium chromium-browser google-chrome; do command -v $$name > /dev/null && exit; done; \
+	echo "test-ui: SKIPPED, for there is no Chromium here. On Debian: apt-get install chromium"
+	$(BIN)/python -m pytest -rs tests/ui
 
 check: $(VENV)/.dev ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -40,6 +45,7 @@ format: $(VENV)/.dev ## Format the code
 bench: $(VENV)/.bench $(VENV)/.kernels ## Measure engine, its peers and the service (over an hour)
 	$(BIN)/python -m benchmarks.engine --plot docs/engine.png
 	$(BIN)/python -m benchmarks.service
+	$(BIN)/python -m benchmarks.scale
 
 chaos: $(VENV)/.dev $(VENV)/.kernels ## Search the state machines, then ten minutes of faults; lose nothing
 	SLM_HYPOTHESIS=slm-search $(BIN)/python -m pytest --timeout 0 tests/slm_jobs/test_machine.py tests/slm_jobs/test_batch_machine.py tests/slm_jobs/test_callback_machine.py
@@ -47,6 +53,13 @@ chaos: $(VENV)/.dev $(VENV)/.kernels ## Search the state machines, then ten minu
 
 soak: $(VENV)/.dev $(VENV)/.kernels ## Half an hour at 80 % load: nothing may grow
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30)
+
+# TORCH_INDEX: the address of an index of PyTorch's builds, see Dockerfile.worker.
+images: $(VENV)/.dev ## Build the images, with docker, podman or buildah, and try them out
+	$(BIN)/python -m tests.deploy --build -- $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
+
+smoke: $(VENV)/.dev ## Try out images that are built
+	$(BIN)/python -m tests.deploy
 
 # For the images: their Python, and every file that the index has of each version. Without torch, of
 # which there are builds for different hardware on different indexes. setuptools builds our package.
@@ -100,6 +113,16 @@ $(TOOLS)/.made: $(BIN)/python
 	$(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1 uv==0.13.9
 	@touch $@
+
+# Prometheus and promtool, for the tests of deploy/: Debian's package, unpacked here. Where it cannot be
+# had, these tests are skipped, and say so.
+$(TOOLS)/prometheus:
+	@rm -rf $@.new && mkdir -p $@.new && ( \
+		get() { apt-get download prometheus > /dev/null 2>&1; }; \
+		cd $@.new && { get || { [ "$$(id -u)" = 0 ] && apt-get update > /dev/null 2>&1 && get; }; } \
+		&& dpkg -x prometheus_*.deb . && rm prometheus_*.deb \
+	) && mv $@.new $@ || { rm -rf $@.new; echo "no Prometheus can be had here (apt-get download" \
+		"prometheus): its rules and dashboard are tested in part only"; }
 
 # The engine runs without them, on PyTorch alone; the build says what is missing.
 $(VENV)/.kernels: $(wildcard slm_core/kernels/*.*) $(VENV)/.runtime

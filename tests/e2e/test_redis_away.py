@@ -51,7 +51,7 @@ JSON_BODIES: dict[str, Any] = {  # of what is not empty without one
     "POST /admin/keys": {"name": "another"},
     "POST /admin/dead-letters/redrive": {"ids": ["job_1"]},
 }
-WITHOUT_REDIS = {"GET /healthz": 200}
+WITHOUT_REDIS = {"GET /healthz": 200, "GET /metrics": 200}
 KNOWN_KEY_SUFFICES = {"GET /v1/models", "GET /v1/models/{id}"}  # answer from the manifest
 
 

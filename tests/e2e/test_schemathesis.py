@@ -121,6 +121,7 @@ def test_operations_have_names_that_clients_can_keep(document: Any) -> None:
         "read_queue": ("get", "/queue"),
         "healthz": ("get", "/healthz"),
         "readyz": ("get", "/readyz"),
+        "read_metrics": ("get", "/metrics"),
         "create_key": ("post", "/admin/keys"),
         "list_keys": ("get", "/admin/keys"),
         "rotate_key": ("post", "/admin/keys/{id}/rotate"),

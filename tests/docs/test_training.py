@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import runpy
 import shlex
 import shutil
@@ -16,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from slm_client.redis_server import free_port
+from tests.docs.pages import ROOT, blocks
 from tests.slm_client.processes import eventually
-from tests.test_readme import README, ROOT
 
-PAGE = (ROOT / "docs" / "training.md").read_text("utf-8")
+PAGE = "docs/training.md"
 WORDS = "I you we send hope write soon money house rain answer sir dear letter friend late"
 
 READY = "The service is ready"
@@ -30,20 +29,17 @@ QUICKER = {
     "training.train --init-from": _TRAIN,
     "training.train --resume": "--steps 4 --no-compile --threads 1",
     "training.train": f"--preset tiny {_TRAIN}",
-    "training.evaluate": "--samples 2 --documents 4",
+    "training.evaluate": "--samples 2",
     "training.compare": "--samples 1 --repeats 1 --tokens 40",
 }
 
 
-def blocks() -> list[tuple[str, str]]:
-    """(kind, commands) of every shell block of the page; none may be untested."""
-    found = re.findall(r"(?:<!-- tested(?:: (\w+))? -->\n)?```sh\n(.*?)```", PAGE, re.DOTALL)
-    assert len(found) == PAGE.count("<!-- tested") == PAGE.count("```sh")
-    return [(kind or "commands", text) for kind, text in found]
-
-
-def commands(text: str) -> list[list[str]]:
-    return [shlex.split(line) for line in text.replace("\\\n", " ").splitlines()]
+def commands() -> list[list[str]]:
+    """Those of the page, in its order."""
+    shells = [block.text for block in blocks(PAGE) if block.language == "sh"]
+    assert len(shells) == len(blocks(PAGE)), "only commands are run here"
+    lines = "".join(shells).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines]
 
 
 def quicker(command: list[str]) -> list[str]:
@@ -77,7 +73,7 @@ def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+def up(folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Holds what serves, and stops it."""
     started: list[subprocess.Popen[bytes]] = []
     yield started
@@ -97,34 +93,15 @@ def test_every_command_runs(
     port = str(free_port())
     printed = folder / "printed"
     monkeypatch.setenv("SLM_URL", f"http://127.0.0.1:{port}")
-    for kind, text in blocks():
-        for command in map(quicker, commands(text)):
-            if kind == "serve":
-                with printed.open("wb") as file:
-                    arguments = [*command, "--port", port]
-                    up.append(subprocess.Popen(arguments, stdout=file, stderr=file))
-                eventually(lambda: READY in printed.read_text() or up[0].poll() is not None, 60)
-                assert up[0].poll() is None, printed.read_text()
-            else:
-                run(command, monkeypatch)
+    for command in map(quicker, commands()):
+        if command[:2] == [".venv/bin/slm", "up"]:
+            with printed.open("wb") as file:
+                arguments = [*command, "--port", port]
+                up.append(subprocess.Popen(arguments, stdout=file, stderr=file))
+            eventually(lambda: READY in printed.read_text() or up[0].poll() is not None, 60)
+            assert up[0].poll() is None, printed.read_text()
+        else:
+            run(command, monkeypatch)
     assert "Once upon a time" in capfd.readouterr().out
     for made in ("mine/model.safetensors", "letters/model.safetensors", "compare/index.html"):
         assert (folder / "runs" / made).exists()
-
-
-def test_the_readme_says_the_same() -> None:
-    section = README.partition("## Train your own")[2].partition("\n## ")[0]
-    shown = {
-        " ".join(c)
-        for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-        for c in commands(block)
-    }
-    known = {" ".join(c) for _, block in blocks() for c in commands(block)}
-    assert {line for line in shown if "training." in line} <= known
-
-
-def test_its_presets_are_those_there_are() -> None:
-    from slm_core.config import PRESETS
-
-    table = PAGE.partition("| preset |")[2].partition("\n\n")[0]
-    assert set(re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)) <= PRESETS.keys()
