@@ -23,8 +23,8 @@ import typer
 from numpy.typing import NDArray
 
 from slm_core import GPT, GPTConfig, save_checkpoint
-from training.metrics import evaluate
-from training.tokens import read_tokens
+from training.metrics import text_loss
+from training.tokens import read_tokens, split_documents
 
 PEAK, LAST = 1e-3, 1e-4
 WARM_UP_STEPS = 100
@@ -67,7 +67,8 @@ def main(
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = replace(GPTConfig.preset(preset), context_length=context)
-    train, valid = read_tokens(data / "train.bin"), read_tokens(data / "val.bin")
+    train = read_tokens(data / "train.bin")
+    stories = split_documents(read_tokens(data / "val.bin"))[:STORIES]
     model = GPT(config).to(device).train()
     optimizer = optimizer_of(model)
     forward = torch.compile(model) if compile_ else model
@@ -92,7 +93,7 @@ def main(
         if spent >= limit * (evaluated + 1) / evaluations:
             evaluated += 1
             model.eval()
-            measured = evaluate(model.logits, valid, context_length=context, stories=STORIES)
+            measured = text_loss(model.logits, stories, context_length=context).mean
             model.train()
             entry = {
                 "step": step,

@@ -32,6 +32,9 @@ class Batches:
     batch that an epoch's last windows do not fill goes on with the next epoch's first.
 
     Raises ValueError where the text does not fill a window.
+
+    Attributes:
+        windows: how many the first epoch has; others have nearly as many.
     """
 
     def __init__(
@@ -57,7 +60,10 @@ class Batches:
         self._documents = np.concatenate([[0], ends[:-1]])  # where they begin in `tokens`
         self._lengths = ends - self._documents
         self._window = position.window
-        self._start_epoch(position.epoch)
+        self._start_epoch(0)
+        self.windows = len(self._starts)
+        if position.epoch:
+            self._start_epoch(position.epoch)
 
     @property
     def position(self) -> Position:

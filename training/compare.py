@@ -170,7 +170,7 @@ def main(
     """A model untrained, trained without and trained with a KV cache, side by side.
 
     Writes OUT/index.html and OUT/README.md (texts of the same prompts and seeds, losses, times by
-    length), OUT/times.png and OUT/result.json, and prints the last as one line. PyTorch computes
+    length), OUT/times.png and OUT/result.json, and prints that as one line first. PyTorch computes
     these three, in fp32, so that only one thing differs each time; where the native kernels are
     built a fourth shows the model as a worker serves it.
 
@@ -200,21 +200,29 @@ def main(
             for name in (UNTRAINED, NO_CACHE, CACHE)
         }
         times = race(ways, asked[0], tokens or max(2, room), repeats, sampling)
-        out.mkdir(parents=True, exist_ok=True)
     except (SlmCoreError, ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
-    image = None
+    result = _result(checkpoint, losses, written, times, repeats, ways)
+    typer.echo(json.dumps(result))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        page = _page(checkpoint, result, written, sampling, _plot(times, out))
+        for name in ("index.html", "README.md"):
+            page.write(out / name)
+    except OSError as error:
+        typer.echo(f"not written: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _plot(times: Mapping[str, Times], out: Path) -> tuple[str, str] | None:
+    """The plot's file in `out` and what it shows; None without matplotlib, which a line says."""
     try:
         draw(times, out / "times.png")
-        image = ("times.png", "Seconds by length, and milliseconds a token")
     except ImportError:
         typer.echo("no plot: matplotlib is missing; pip install matplotlib", err=True)
-    result = _result(checkpoint, losses, written, times, repeats, ways)
-    page = _page(checkpoint, result, written, sampling, image)
-    for name in ("index.html", "README.md"):
-        page.write(out / name)
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    typer.echo(json.dumps(result))
+        return None
+    return "times.png", "Seconds by length, and milliseconds a token"
 
 
 def _loss(engine: Engine, documents: Documents) -> TextLoss:

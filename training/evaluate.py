@@ -67,7 +67,9 @@ def main(
     record: Annotated[
         bool,
         typer.Option(
-            "--record", help="Note every perplexity in the checkpoint; `auto` chooses by it."
+            "--record",
+            help="Note the perplexities in the checkpoint, in place of those that stand there; "
+            "workers choose a precision by them. Needs fp32 among them, and whole texts.",
         ),
     ] = False,
     samples: Annotated[int, typer.Option(min=0, help="Texts to write; 0 for none.")] = 20,
@@ -85,8 +87,12 @@ def main(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest sample.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="Of the samples.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=1, help="Of the samples.")] = 40,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="How freely samples are drawn; 0: the likeliest token.")
+    ] = 0.8,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="How many of the likeliest tokens samples are drawn from.")
+    ] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Draws prompts and samples.")] = 1,
 ) -> None:
     """Loss and perplexity per token on texts, as the engine computes them, and figures of samples.
@@ -98,7 +104,7 @@ def main(
     rep-4 is the share of a sample's runs of 4 tokens that it had before; distinct-n that of
     different runs of n tokens among those of all samples. The text's own figures stand beside.
 
-    The last line is one JSON document.
+    The last line on stdout is one JSON document.
 
     Examples:
 
@@ -112,13 +118,15 @@ def main(
         raise typer.BadParameter(f"--grid must end with {' or '.join(page.FORMATS)}: {grid}")
     if grid and not samples:
         raise typer.BadParameter("--grid shows samples: let --samples be 1 or more")
+    if record and (documents or stride):
+        raise typer.BadParameter("--record takes whole texts: leave out --documents and --stride")
+    if record and precision and "fp32" not in precision:
+        raise typer.BadParameter("--record compares with fp32: measure that, too (--precision)")
     sampling = Sampling(max_tokens, temperature, top_k, seed)
     losses: dict[str, dict[str, TextLoss]] = {}  # by text, by precision
     drawn: list[drawing.Sample] = []
     figures: dict[str, dict[str, float]] = {}
     try:
-        if grid:
-            grid.parent.mkdir(parents=True, exist_ok=True)
         loaded = {str(path): load(path, documents) for path in texts}
         own = drawing.read_prompts(prompts) if prompts else None
         for name in precision or PRECISIONS:
@@ -133,23 +141,9 @@ def main(
             name: sum((each[name] for each in losses.values()), TextLoss())
             for name in next(iter(losses.values()))
         }
-        perplexity = {name: round(loss.perplexity, _FIGURES) for name, loss in overall.items()}
-        if record:
-            record_perplexity(checkpoint, perplexity)
     except (SlmCoreError, ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
-    if grid:
-        source = prompts or f"beginnings of stories of {texts[0].name}, drawn at random"
-        paragraphs = [
-            f"{len(drawn)} samples in the order in which they came, none left out. Drawn at "
-            f"{sampling}. Prompts: {source}.",
-        ]
-        rows = [
-            [name, f"{loss.mean:.4f}", f"{loss.perplexity:.4f}"] for name, loss in overall.items()
-        ]
-        tables = [page.Table(["precision", "nats per token", "perplexity"], rows)]
-        title = f"Samples of {checkpoint.resolve().name}"
-        drawing.grid(title, paragraphs, tables, drawn, figures).write(grid)
+    perplexity = {name: round(loss.perplexity, _FIGURES) for name, loss in overall.items()}
     _show(losses, figures)
     document = {
         "checkpoint": str(checkpoint),
@@ -162,6 +156,26 @@ def main(
         "samples": figures,
     }
     typer.echo(json.dumps(document))
+    try:
+        if record:
+            record_perplexity(checkpoint, perplexity)
+        if grid:
+            source = prompts or f"beginnings of stories of {texts[0].name}, drawn at random"
+            paragraph = (
+                f"{len(drawn)} samples in the order in which they came, none left out. Drawn at "
+                f"{sampling}. Prompts: {source}."
+            )
+            title = f"Samples of {checkpoint.resolve().name}"
+            grid.parent.mkdir(parents=True, exist_ok=True)
+            drawing.grid(title, [paragraph], [_table(overall)], drawn, figures).write(grid)
+    except (SlmCoreError, OSError) as error:
+        typer.echo(f"not written: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _table(losses: dict[str, TextLoss]) -> page.Table:
+    rows = [[name, f"{loss.mean:.4f}", f"{loss.perplexity:.4f}"] for name, loss in losses.items()]
+    return page.Table(["precision", "nats per token", "perplexity"], rows)
 
 
 def _open(checkpoint: Path, precision: str, kernels: str, *, required: bool) -> Engine | None:
@@ -178,7 +192,7 @@ def _open(checkpoint: Path, precision: str, kernels: str, *, required: bool) -> 
 def _measure(engine: Engine, documents: Documents, stride: int | None, what: str) -> TextLoss:
     return text_loss(
         engine.logits,
-        track(documents, f"Reading, {what}", console=Console(stderr=True), transient=True),
+        track(documents, f"Reading, {escape(what)}", console=Console(stderr=True), transient=True),
         context_length=engine.config.context_length,
         stride=stride,
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slm_core import GPT
-from training.machine import Machine
+from training.machine import Machine, compiling
 from training.optim import build_optimizers, set_learning_rate
 from training.ranks import Ranks
 from training.recipe import Recipe
@@ -54,26 +54,34 @@ class Learner:
         the peak rates.
 
         Returns [this rank's part of the mean loss, of the gradient's norm]: the sums over ranks are
-        those of the whole batch. Does not wait for the device.
+        those of the whole batch. In fp16 a gradient that is not finite changes nothing but the
+        scale, which may have been too high. In other precisions it ends the run anyway, so nothing
+        here waits for the device. Raises CompilerFailed.
         """
         set_learning_rate(self._optimizers, rate)
         loss = torch.zeros((), device=self._machine.device)
         for part, share in self._ranks.share(rows, self._recipe.accumulate):
             both = torch.from_numpy(part).to(self._machine.device)
-            with self._machine.autocast():
-                mean = self._loss(self.model, both[:, :-1].contiguous(), both[:, 1:].contiguous())
-            self._scaler.scale(mean * share).backward()  # type: ignore[no-untyped-call]
+            ids, targets = both[:, :-1].contiguous(), both[:, 1:].contiguous()
+            with compiling():
+                with self._machine.autocast():
+                    mean = self._loss(self.model, ids, targets)
+                self._scaler.scale(mean * share).backward()  # type: ignore[no-untyped-call]
             loss += mean.detach() * share
         self._ranks.sum_gradients(self._trained)
         for optimizer in self._optimizers:
             self._scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._trained, self._recipe.clip or math.inf)
+        # One answer for all: GradScaler.step would ask for each optimizer's own gradients, and one
+        # whose own are finite would take in what clipping by an infinite norm has made of them.
+        if not self._scaler.is_enabled() or norm.isfinite():
+            for optimizer in self._optimizers:
+                optimizer.step()
+            if self._average:
+                self._average.update(self.model, number)
         for optimizer in self._optimizers:
-            self._scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         self._scaler.update()
-        if self._average:
-            self._average.update(self.model, number)
         return torch.stack([loss, norm / self._ranks.world])
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +14,27 @@ import torch
 from training.ranks import Ranks
 from training.recipe import Recipe
 
+_COMPILER = ("torch._dynamo.", "torch._inductor.", "torch._functorch.")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class CompilerFailed(Exception):
+    """torch.compile could not make what it should. Says why, in a line."""
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """What torch's compiler raises within becomes CompilerFailed.
+
+    Its exceptions are known by their modules: importing these takes seconds.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not any(f"{kind.__module__}.".startswith(_COMPILER) for kind in type(error).__mro__):
+            raise
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise CompilerFailed(lines[0] if lines else type(error).__name__) from error
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from training.tokens import split_documents
-
 Logits = Callable[[list[int]], torch.Tensor]
 
 
@@ -50,17 +48,6 @@ class TextLoss:
 def perplexity(loss: float) -> float:
     """e to a loss in nats per token, or the greatest power of e that a float holds."""
     return math.exp(min(loss, 709.0))
-
-
-def evaluate(
-    logits: Logits, tokens: NDArray[np.uint16], *, context_length: int, stories: int | None = None
-) -> float:
-    """Mean loss in nats per token over whole documents, or over the first `stories` of them.
-
-    As `text_loss` without a stride. Raises as it does.
-    """
-    documents = [d for d in split_documents(tokens) if len(d) > 1][:stories]
-    return text_loss(logits, documents, context_length=context_length).mean
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from slm_core import GPT, GPTConfig
 from training.machine import Machine
@@ -10,24 +11,25 @@ from training.ranks import Ranks
 from training.recipe import Recipe
 from training.run import Run
 from training.start import Start
+from training.trainer import Trainer
 
 
-def overview(
-    run: Run, start: Start, machine: Machine, ranks: Ranks, total_steps: int | None
-) -> Table:
+def overview(run: Run, start: Start, machine: Machine, ranks: Ranks, trainer: Trainer) -> Table:
     recipe, data = run.recipe, run.data
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = {
         "model": _model(start.config, start.model),
         "trained": _trained(recipe, start),
         "data": f"{len(data.train):,} tokens; {len(data.val):,} to validate on",
-        "length": _length(recipe, start.config.context_length, len(data.train), total_steps),
+        "length": _length(recipe, start.config.context_length, trainer),
         "optimizer": _optimizer(recipe),
         "machine": _machine(recipe, machine, ranks),
-        "folder": f"{run.out}, from step {run.state.step:,} on" if run.state else str(run.out),
+        "folder": str(run.out),
     }
+    if run.state:
+        rows["goes on"] = f"from step {run.state.step:,}, at {trainer.rate:.0%} of the peak rates"
     for name, text in rows.items():
-        table.add_row(f"[bold]{name}", text)
+        table.add_row(Text(name, "bold"), Text(text))
     return table
 
 
@@ -55,12 +57,12 @@ def _trained(recipe: Recipe, start: Start) -> str:
     return f"{source}{trained:,} parameters{frozen}; {types}{shared}"
 
 
-def _length(recipe: Recipe, time: int, tokens: int, total_steps: int | None) -> str:
+def _length(recipe: Recipe, time: int, trainer: Trainer) -> str:
     step_tokens = recipe.batch * time
     parts = []
-    if total_steps:
-        seen = total_steps * step_tokens
-        parts.append(f"{total_steps:,} steps, {seen:,} tokens, {seen / tokens:.2g} epochs")
+    if steps := trainer.total_steps:
+        epochs = steps / trainer.steps_per_epoch
+        parts.append(f"{steps:,} steps, {steps * step_tokens:,} tokens, {epochs:.3g} epochs")
     if recipe.minutes:
         parts.append(f"{recipe.minutes:g} minutes")
     return f"{' or '.join(parts)}; {step_tokens:,} tokens a step ({recipe.batch} x {time})"

@@ -25,6 +25,7 @@ from slm_core.tokenizer import END_OF_TEXT
 from training import download
 from training.corpus import Corpus
 from training.files import SourceError, find_sources
+from training.lock import InUse, alone_in
 from training.parallel import usable_processors
 from training.sources import TextFormat
 
@@ -52,7 +53,9 @@ def main(
     valid_fraction: Annotated[
         float, typer.Option(help="Without --valid: part of the documents to validate on.")
     ] = 0.01,
-    seed: Annotated[int, typer.Option(help="Of that choice.", min=0, max=2**63 - 1)] = 1,
+    seed: Annotated[
+        int, typer.Option(help="Another seed chooses other documents.", min=0, max=2**63 - 1)
+    ] = 1,
     tinystories: Annotated[
         bool, typer.Option("--tinystories", help="Download TinyStories (2.3 GB) and take that.")
     ] = False,
@@ -98,20 +101,21 @@ def main(
     text_format = TextFormat(separator, text_field, skip_bad)
     started = time.monotonic()
     try:
-        if tinystories:
-            files = [download.fetch(f, out / "download") for f in (download.TRAIN, download.VALID)]
-            sources, valid = [[str(file)] for file in files]
-        train_sources, valid_sources = find_sources(sources or []), find_sources(valid or [])
-        with _Bars() as bars:
-            corpus = Corpus(
-                out,
-                text_format=text_format,
-                seed=seed,
-                processes=processes or usable_processors(),
-                on_progress=bars,
-            )
-            meta = corpus.make(train_sources, valid_sources, valid_fraction)
-    except (SourceError, download.DownloadError) as error:
+        with alone_in(out):
+            if tinystories:
+                both = (download.TRAIN, download.VALID)
+                sources, valid = [[str(download.fetch(f, out / "download"))] for f in both]
+            train_sources, valid_sources = find_sources(sources or []), find_sources(valid or [])
+            with _Bars() as bars:
+                corpus = Corpus(
+                    out,
+                    text_format=text_format,
+                    seed=seed,
+                    processes=processes or usable_processors(),
+                    on_progress=bars,
+                )
+                meta = corpus.make(train_sources, valid_sources, valid_fraction)
+    except (InUse, SourceError, download.DownloadError) as error:
         raise _failed(str(error)) from None
     except OSError as error:
         raise _failed(f"{error.filename or out}: {error.strerror or error}") from None

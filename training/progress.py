@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,7 @@ class Evaluation:
     """A line of the log.
 
     Attributes:
-        step, tokens, seconds: how far the run was.
+        step, tokens, seconds: how far the run was; what two windows share is counted twice.
         train_loss: a running mean over the last steps, as they were trained (with dropout).
         val_loss: over validation documents; both in nats per token.
         learning_rate: of the blocks' matrices.
@@ -148,15 +149,15 @@ def forget_after(out: Path, step: int) -> None:
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run, without a last line that a kill has cut."""
-    entries = []
-    if (out / LOG).exists():
-        for line in (out / LOG).read_text("utf-8").splitlines():
-            try:
-                entries.append(json.loads(line))
-            except ValueError:
-                break
-    return entries
+    """The evaluations of a run, up to a line that a kill has cut; [] where nothing can be read."""
+    return list(_entries(out / LOG))
+
+
+def _entries(log: Path) -> Iterator[dict[str, Any]]:
+    with suppress(OSError, ValueError, TypeError):
+        for line in log.read_bytes().splitlines():
+            if "val_loss" in (entry := json.loads(line)):
+                yield entry
 
 
 def draw_curve(entries: Sequence[dict[str, Any]], path: Path) -> None:

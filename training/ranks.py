@@ -46,6 +46,11 @@ class Ranks:
         """Whether this rank writes files and tells people."""
         return self.rank == 0
 
+    @property
+    def label(self) -> str:
+        """What begins a line that this rank writes; the leader's needs no name."""
+        return "" if self.leads else f"rank {self.rank}: "
+
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
         """The ranks are connected within; NCCL carries GPUs, gloo CPUs."""

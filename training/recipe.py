@@ -44,14 +44,17 @@ class Recipe:
     Raises ValueError that names the setting.
     """
 
-    preset: str = _model("tinystories", f"Shape, and its recipe: {', '.join(PRESETS)}.")
+    preset: str = _model(
+        "tinystories",
+        f"Shape of a new model, and the recipe for it: {', '.join(PRESETS)}.",
+    )
     layers: int | None = _model(None, "Transformer blocks, instead of the preset's.", least=1)
     heads: int | None = _model(None, "Attention heads per block; divides the width.", least=1)
     width: int | None = _model(None, "Width of the residual stream.", least=1)
     context: int | None = _model(None, "Context length in tokens.", least=1)
     dropout: float = _model(
         0.05,
-        "Dropout in every residual branch, attention and embeddings.",
+        "Dropout of embeddings and of every residual branch.",
         below=1,
     )
     vocabulary: Literal["compact", "full"] = _model(
@@ -68,14 +71,14 @@ class Recipe:
         "Leave parameters as they are: a number of first blocks, or a name or pattern such as "
         "wte, h.0 or '*.ln_*'; again for more.",
     )
-    seed: int = _model(1, "First weights, order of the data, dropout.", below=2**63)
+    seed: int = _model(1, "Decides first weights, the order of the data and dropout.", below=2**63)
 
-    epochs: float | None = _length(4.0, "Passes over the data.")
+    epochs: float | None = _length(4.0, "Passes over the data, each over all of its windows.")
     steps: int | None = _length(None, "Optimizer steps.", least=1)
     minutes: float | None = _length(
         None,
-        "Stop, fully decayed, after this time, stops left out. Of several lengths the first to be "
-        "reached ends the run.",
+        "Stop, fully decayed, after this time. Compiling and evaluations take their part of it, "
+        "pauses do not. Of several lengths the first to be reached ends the run.",
     )
     batch: int = _length(4, "Sequences per step, over all ranks and micro-batches.", least=1)
     accumulate: int = _length(
@@ -116,19 +119,21 @@ class Recipe:
     device: Literal["auto", "cpu", "cuda"] = _machine("auto", "auto takes CUDA where there is one.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _machine(
         "auto",
-        "Of products; weights are fp32. auto: bf16 where the hardware has it, else fp16 on "
-        "CUDA, fp32 on a CPU.",
+        "Precision of products; weights stay fp32. auto takes bf16 where the hardware has it, else "
+        "fp16 on CUDA and fp32 on a CPU.",
     )
     compile: bool = _machine(
         True,
-        "torch.compile: half a minute first, then 3 to 5 times as fast on a CPU.",
+        "Train through torch.compile, which takes half a minute first and is then 3 to 5 times as "
+        "fast on a CPU.",
     )
-    threads: int | None = _machine(None, "CPU threads, instead of one a core.", least=1)
+    threads: int | None = _machine(None, "CPU threads to use, instead of one a core.", least=1)
 
     eval_every: int = _reports(250, "Steps between evaluations.", least=1)
     eval_documents: int = _reports(
         200,
-        "Validation documents in each, spread over all; 0 for all. The end measures all.",
+        "Validation documents that each evaluation reads, spread over all; 0 for all. The end of "
+        "the run measures all.",
     )
     save_every: int = _reports(
         250,
@@ -142,8 +147,8 @@ class Recipe:
     )
     prompts: tuple[str, ...] = _reports(
         (),
-        "Prompt of the samples at every evaluation, instead of how validation documents begin; "
-        "again for more.",
+        "Begin a sample of every evaluation with this, instead of how a validation document "
+        "begins; again for more.",
     )
     tensorboard: bool = _reports(False, "Write events for TensorBoard, too.")
 

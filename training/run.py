@@ -7,9 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from slm_core.checkpoint import would_overwrite
 from training.progress import LOG
 from training.recipe import Recipe
-from training.settings import amended, differences, read_toml, resolve
+from training.recipe import settings as known
+from training.settings import (
+    CHANGEABLE,
+    RATES,
+    amended,
+    asked_for,
+    differences,
+    merged,
+    resolve,
+)
 from training.state import State, StateError, has_state, load_state
 from training.tokens import DataFolder
 
@@ -19,20 +29,23 @@ LAST = "last"  # the newest checkpoint, beside the best one, which it shares its
 
 @dataclass(frozen=True)
 class Run:
-    """`folder` is that of `data`. `state` is where an earlier run in `out` stopped, and `problems`
-    are what was wrong with newer states than that."""
+    """`asked` are the settings that somebody gave; `recipe` has the others, too. `folder` is that
+    of `data`. `state` is where an earlier run in `out` stopped, and `notes` tell what was wrong
+    with newer states than that, and what is not as it was."""
 
+    asked: Mapping[str, Any]
     recipe: Recipe
     folder: Path
     data: DataFolder
     out: Path
     state: State | None = None
-    problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a state keeps of it, for `go_on`; fits into JSON."""
         return {
+            "asked": dict(self.asked),
             "recipe": asdict(self.recipe),
             "data_folder": str(self.folder.absolute()),
             "data_sha256": {part: self.data.meta[part].get("sha256") for part in ("train", "val")},
@@ -40,12 +53,17 @@ class Run:
 
 
 def begin(out: Path, folder: Path | None, file: Path | None, settings: Mapping[str, Any]) -> Run:
-    """A new run. Raises ValueError, too where `out` holds one already."""
+    """A new run. Raises ValueError, too where `out` holds one already, or another checkpoint."""
     if folder is None:
         raise ValueError("--data is missing: the folder that training.prepare made")
     if has_state(out / STATE) or (out / LOG).exists():
         raise ValueError(f"{out} holds a run: --resume goes on with it; or name another --out")
-    return Run(resolve(settings, file), folder, DataFolder.open(folder), out)
+    if would_overwrite(out):
+        raise ValueError(
+            f"{out} holds a checkpoint, which would be overwritten: name another --out"
+        )
+    asked = asked_for(settings, file)
+    return Run(asked, resolve(asked), folder, DataFolder.open(folder), out)
 
 
 def go_on(out: Path, folder: Path | None, file: Path | None, settings: Mapping[str, Any]) -> Run:
@@ -55,13 +73,16 @@ def go_on(out: Path, folder: Path | None, file: Path | None, settings: Mapping[s
     except StateError as error:
         raise ValueError(f"{error}; without --resume a run begins") from None
     try:
-        before = Recipe(**state.facts["recipe"])
+        asked, before = dict(state.facts["asked"]), Recipe(**state.facts["recipe"])
     except (KeyError, TypeError):
         raise ValueError(f"the state in {out / STATE} is of another version") from None
-    recipe = amended(before, {**(read_toml(file) if file else {}), **settings})
+    now = asked_for(settings, file)
+    recipe = amended(before, now)
     folder = folder or Path(state.facts["data_folder"])
-    run = Run(recipe, folder, DataFolder.open(folder), out, state, problems)
-    changed = differences(before, recipe)
+    notes = [f"{problem}; the state before it is taken" for problem in problems]
+    notes += [f"from step {state.step:,} on {rate}" for rate in differences(before, recipe, RATES)]
+    run = Run(merged([asked, now]), recipe, folder, DataFolder.open(folder), out, state, notes)
+    changed = differences(before, recipe, known().keys() - CHANGEABLE)
     for part, digest in run.identity["data_sha256"].items():
         if digest != state.facts["data_sha256"][part]:
             changed.append(f"{part}.bin is another text")

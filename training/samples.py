@@ -64,10 +64,12 @@ def beginnings(
     A beginning is `PROMPT_TOKENS` long, or half of its document or of the context if that is less.
     With fewer documents there are fewer of both. Raises ValueError where there are none.
     """
-    whole = [document[:-1].tolist() for document in documents if len(document) > 1]
-    if not whole:
+    long_enough = (len(document) > 1 for document in documents)
+    whole = np.flatnonzero(np.fromiter(long_enough, bool, len(documents)))
+    if not len(whole):
         raise ValueError("there is no document to take beginnings from")
-    drawn = [whole[i] for i in np.random.default_rng(seed).permutation(len(whole))[:count]]
+    chosen = np.random.default_rng(seed).permutation(whole)[:count]
+    drawn = [documents[i][:-1].tolist() for i in chosen.tolist()]
     most = max(1, min(PROMPT_TOKENS, context_length // 2))
     cuts = [max(1, min(most, len(ids) // 2)) for ids in drawn]
     return (

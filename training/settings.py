@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, get_origin
@@ -19,8 +19,11 @@ import typer
 from slm_core.config import PRESETS
 from training.recipe import LENGTHS, Recipe, checked, settings
 
-# What a resumed run may change: how long it is, what it runs on and what it tells.
-CHANGEABLE = frozenset(
+# Lower ones may take a run past where it diverged.
+RATES = frozenset({"muon_lr", "adam_lr", "clip"})
+
+# What a resumed run may change: rates, how long it is, what it runs on and what it tells.
+CHANGEABLE = RATES | frozenset(
     {*LENGTHS, "accumulate", "device", "compile", "threads"}
     | {"eval_every", "save_every", "also_evaluate", "prompts", "tensorboard"}
 )
@@ -60,42 +63,50 @@ def options() -> list[inspect.Parameter]:
     return parameters
 
 
-def resolve(flags: Mapping[str, Any], file: Path | None = None) -> Recipe:
-    """The recipe that flags and a TOML file ask for. Raises ValueError that names the setting."""
-    layers = [read_toml(file) if file else {}, dict(flags)]
-    asked = {name: value for layer in layers for name, value in layer.items()}
+def asked_for(flags: Mapping[str, Any], file: Path | None = None) -> dict[str, Any]:
+    """What flags and a TOML file say together. Raises ValueError that names the setting."""
+    return merged([read_toml(file) if file else {}, flags])
+
+
+def resolve(asked: Mapping[str, Any]) -> Recipe:
+    """The recipe that this makes, with all that nobody asked for. Raises ValueError that names the
+    setting."""
     if (preset := asked.get("preset", Recipe.preset)) not in PRESETS:
         raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+    if asked.get("init_from") and "preset" in asked:
+        raise ValueError(
+            "preset: the shape is that of the checkpoint to start from; leave it out everywhere"
+        )
     base = _PRESET_RECIPES.get(preset, {})
     optimizer = asked.get("optimizer", Recipe.optimizer)
     rates = _ADAMW if optimizer == "adamw" else {}
     if asked.get("init_from"):
         rates = _FINE_TUNING.get(optimizer, {})
-    return Recipe(**_merged([base, rates, *layers]))
+    return Recipe(**merged([base, rates, asked]))
 
 
 def amended(recipe: Recipe, flags: Mapping[str, Any]) -> Recipe:
     """`recipe` with what flags say instead. Raises ValueError."""
-    return Recipe(**_merged([asdict(recipe), flags]))
+    return Recipe(**merged([asdict(recipe), flags]))
 
 
-def _merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Later layers win. The length is one setting of three names: who sets one unsets the rest."""
-    merged: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for layer in layers:
         if any(layer.get(name) is not None for name in LENGTHS):
-            merged |= dict.fromkeys(LENGTHS)
-        merged |= layer
-    return merged
+            values |= dict.fromkeys(LENGTHS)
+        values |= layer
+    return values
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """What a resumed run may not change but would, as "batch: 8, not 4"."""
+def differences(old: Recipe, new: Recipe, among: Collection[str]) -> list[str]:
+    """What differs, as "batch: 8, not 4"."""
     before, after = asdict(old), asdict(new)
     return [
         f"{name}: {after[name]}, not {before[name]}"
         for name in before
-        if name not in CHANGEABLE and before[name] != after[name]
+        if name in among and before[name] != after[name]
     ]
 
 
@@ -116,17 +127,24 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def to_toml(recipe: Recipe) -> str:
-    """A recipe file that gives the same recipe back; what is not set is left out."""
+def to_toml(recipe: Recipe, asked: Mapping[str, Any]) -> str:
+    """A recipe file that gives the same recipe back.
+
+    Only what was asked for counts there: other rates, such as those of fine-tuning, may follow from
+    a flag that is given beside it. All other settings stand in comments; what is not set nowhere.
+    """
     document = tomlkit.document()
+    document.add(tomlkit.comment("What was asked for. A comment tells what followed from it."))
     group = ""
     for name, (_, setting, _) in settings().items():
         value = getattr(recipe, name)
         if setting.group != group:
-            if group:
-                document.add(tomlkit.nl())
             group = setting.group
+            document.add(tomlkit.nl())
             document.add(tomlkit.comment(group))
-        if value is not None:
-            document.add(name, list(value) if isinstance(value, tuple) else value)
+        item = list(value) if isinstance(value, tuple) else value
+        if asked.get(name) is not None:
+            document.add(name, item)
+        elif value is not None:
+            document.add(tomlkit.comment(f"{name} = {tomlkit.item(item).as_string()}"))
     return tomlkit.dumps(document)

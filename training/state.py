@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 
 _TENSORS, _FACTS = "tensors.safetensors", "state.json"
 _KEPT = 2
+_NAME = re.compile(r"step-([0-9]{8,})")  # nothing else there is ours
 
 
 class StateError(Exception):
@@ -82,7 +84,8 @@ def has_state(folder: Path) -> bool:
 
 def _states(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    named = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
+    return [path for _, path in sorted(((int(m[1]), p) for m, p in named if m), reverse=True)]
 
 
 def _flush(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,7 @@ from slm_core.describe import parts
 from slm_core.errors import CheckpointError, SlmCoreError
 from training.documents import Documents, load
 from training.metrics import perplexity, text_loss
-from training.progress import LOG
+from training.progress import read_log
 from training.run import LAST, SUMMARY
 
 
@@ -90,30 +91,15 @@ def _entry(checkpoint: Path) -> dict[str, Any]:
     """
     last = checkpoint.name == LAST
     run = checkpoint.parent if last else checkpoint
-    entries = [each for line in _lines(run / LOG) if "val_loss" in (each := _object(line))]
+    entries = read_log(run)
     if last or not entries:
         return entries[-1] if entries else {}
     best = min(entries, key=lambda entry: entry["val_loss"])
-    summary = _object("".join(_lines(run / SUMMARY)))
-    if summary.get("step") == best["step"]:
-        best["val_loss"] = summary["val_loss"]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        summary = json.loads((run / SUMMARY).read_bytes())
+        if summary["step"] == best["step"]:
+            best["val_loss"] = summary["val_loss"]
     return best
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def _object(text: str) -> dict[str, Any]:
-    """A JSON object; {} where it is none, such as a line that a crash cut short."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def measure(row: Row, checkpoint: Path, documents: Documents) -> None:

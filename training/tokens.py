@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +46,32 @@ def read_tokens(path: str | Path) -> NDArray[np.uint16]:
     return tokens
 
 
-def split_documents(tokens: NDArray[np.uint16]) -> list[NDArray[np.uint16]]:
+def split_documents(tokens: NDArray[np.uint16]) -> Sequence[NDArray[np.uint16]]:
     """The documents of a token file, each with the end-of-text token that ends it."""
-    return np.split(tokens, document_ends(tokens, Tokenizer().eos_id)[:-1]) if len(tokens) else []
+    ends = document_ends(tokens, Tokenizer().eos_id)
+    return _Documents(tokens, np.concatenate([[0], ends[:-1]]), ends) if len(tokens) else []
+
+
+class _Documents(Sequence[NDArray[np.uint16]]):
+    """Pieces of `tokens`, from `begins` to `ends`: millions of them, so each is made when asked
+    for."""
+
+    def __init__(
+        self, tokens: NDArray[np.uint16], begins: NDArray[np.int64], ends: NDArray[np.int64]
+    ) -> None:
+        self._tokens, self._begins, self._ends = tokens, begins, ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, at: int) -> NDArray[np.uint16]: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[NDArray[np.uint16]]: ...
+    def __getitem__(self, at: int | slice) -> NDArray[np.uint16] | Sequence[NDArray[np.uint16]]:
+        if isinstance(at, slice):
+            return _Documents(self._tokens, self._begins[at], self._ends[at])
+        return self._tokens[self._begins[at] : self._ends[at]]
 
 
 def document_ends(tokens: NDArray[np.uint16], eos: int) -> NDArray[np.int64]:

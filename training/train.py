@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +16,10 @@ import typer
 from rich.console import Console
 
 from slm_core.checkpoint import WEIGHTS, write_text
+from slm_core.command import command_line
 from slm_core.errors import SlmCoreError
-from training.machine import Machine, choose_machine
+from training.lock import alone_in
+from training.machine import CompilerFailed, Machine, choose_machine
 from training.overview import overview
 from training.progress import Progress, clock, forget_after
 from training.ranks import RankLost, Ranks
@@ -48,8 +50,9 @@ def main(
     """Train a GPT, from nothing or from a checkpoint.
 
     OUT gets the best checkpoint so far, the newest one as last/, log.jsonl, curve.png, samples.md,
-    recipe.toml (all settings as used; --recipe takes it) and state/. Ctrl-C and SIGTERM save the
-    state, and --resume goes on from it as if nothing had happened.
+    recipe.toml (--recipe takes it: the settings you gave, and in comments what followed from them)
+    and state/. Ctrl-C and SIGTERM save the state and end with 130 and 143; --resume goes on from it
+    as if nothing had happened.
 
     Examples:
 
@@ -63,26 +66,30 @@ def main(
     """
     ranks = Ranks.from_environment()
     given = {name: value for name, value in settings.items() if value not in (None, [])}
-    with _refusals(ranks):
-        run = (go_on if resume else begin)(out, data, recipe, given)
-        machine = choose_machine(run.recipe, ranks)
-    try:
-        code = _train(run, machine, ranks)
-    except _FAILURES as error:
-        if ranks.leads or not isinstance(error, Diverged):  # which all ranks see
-            typer.echo(_explained(error, out), err=True)
-        code = 1
+    with ExitStack() as stack:
+        with _refusals(ranks):
+            if ranks.leads:
+                stack.enter_context(alone_in(out))
+            run = (go_on if resume else begin)(out, data, recipe, given)
+            machine = choose_machine(run.recipe, ranks)
+        try:
+            code = _train(run, machine, ranks)
+        except _FAILURES as error:
+            if ranks.leads or not isinstance(error, Diverged):  # which all ranks see
+                typer.echo(f"{ranks.label}{_explained(error, out)}", err=True)
+            code = 1
     raise typer.Exit(code)
 
 
 @contextmanager
 def _refusals(ranks: Ranks) -> Iterator[None]:
-    """What does not fit is told once, however many ranks find it."""
+    """What does not fit is told by the rank that finds it."""
     try:
         yield
     except (SlmCoreError, ValueError, OSError) as error:
         if ranks.leads:
             raise typer.BadParameter(str(error)) from None
+        typer.echo(f"{ranks.label}{error}", err=True)
         raise typer.Exit(2) from None
 
 
@@ -99,9 +106,9 @@ def _train(run: Run, machine: Machine, ranks: Ranks) -> int:
             trainer = Trainer(run, start, machine, ranks, stop, progress)
             if ranks.leads:
                 _open(run)
-        for problem in run.problems:
-            progress.note(f"{problem}; the state before it is taken")
-        console.print(overview(run, start, machine, ranks, trainer.total_steps))
+        console.print(overview(run, start, machine, ranks, trainer))
+        for note in run.notes:
+            progress.note(note)
         with progress:
             finished = trainer.run()
             if finished and ranks.leads:
@@ -112,13 +119,13 @@ def _train(run: Run, machine: Machine, ranks: Ranks) -> int:
             f"stopped at step {trainer.at.step:,}; to go on, say\n"
             f"python -m training.train --out {run.out} --resume"
         )
-        return 130 if stop.signal == signal.SIGINT else 0
+        return 128 + (stop.signal or signal.SIGTERM)  # none where another rank was sent one
 
 
 def _open(run: Run) -> None:
     """Makes the run's folder ready for it."""
     run.out.mkdir(parents=True, exist_ok=True)
-    write_text(run.out / RECIPE, to_toml(run.recipe))
+    write_text(run.out / RECIPE, to_toml(run.recipe, run.asked))
     if run.state:
         forget_after(run.out, run.state.step)
 
@@ -138,7 +145,10 @@ def _summarise(trainer: Trainer, progress: Progress, out: Path) -> bool:
     return True
 
 
-_FAILURES = (Diverged, StateError, RankLost, SlmCoreError, OSError, torch.OutOfMemoryError)
+_FAILURES = (
+    *(Diverged, StateError, RankLost, CompilerFailed),
+    *(SlmCoreError, OSError, torch.OutOfMemoryError),
+)
 
 
 def _explained(error: Exception, out: Path) -> str:
@@ -147,11 +157,14 @@ def _explained(error: Exception, out: Path) -> str:
     if has_state(out / STATE):
         kept = f"the last good state is in {out / STATE}, for --resume"
     if isinstance(error, Diverged):
-        best = f", or from the best checkpoint (--init-from {out})" if _has_best(out) else ""
-        rates = "lower rates (--muon-lr, --adam-lr)"
-        return f"{error}; {kept}. Begin anew with {rates}{best}"
+        ways = ["go on from it"] if has_state(out / STATE) else []
+        ways += [f"begin from the best checkpoint (--init-from {out})"] if _has_best(out) else []
+        ways.append("begin anew")
+        return f"{error}; {kept}. With lower rates (--muon-lr, --adam-lr) {' or '.join(ways)}"
     if isinstance(error, RankLost):
         return f"another rank of this run has ended ({error}); {kept}"
+    if isinstance(error, CompilerFailed):
+        return f"torch.compile failed: {error}\n--no-compile trains without it; {kept}"
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is full: raise --accumulate or lower --batch; {kept}"
     return f"{error}; {kept}"
@@ -165,8 +178,8 @@ _own = inspect.signature(main, eval_str=True).parameters.values()
 _named = [p for p in _own if p.kind is not inspect.Parameter.VAR_KEYWORD]
 main.__signature__ = inspect.Signature([*_named, *options()])  # type: ignore[attr-defined]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-app.command()(main)
+app = command_line(panels=True)
+app.command(no_args_is_help=True)(main)
 
 if __name__ == "__main__":
     app()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,6 +47,8 @@ class Standing:
     Attributes:
         step: optimizer steps made.
         seconds: since it began, without those between a stop and going on.
+        trained: of these, those of steps (and of saving states between them), but for the first
+            step of each process, which compiles.
         train_loss: a running mean over the last steps.
         evaluated: the last step that was evaluated.
         best_loss: the least validation loss, and `best_step`, where it was.
@@ -54,6 +57,7 @@ class Standing:
 
     step: int = 0
     seconds: float = 0.0
+    trained: float = 0.0
     train_loss: float | None = None
     evaluated: int = -1
     best_loss: float | None = None
@@ -63,9 +67,14 @@ class Standing:
 
 
 class Trainer:
-    """Everything that a run computes. `start` is that of `run`.
+    """Everything that a run computes. `start` is that of `run`, `clock` tells seconds.
 
     Raises ValueError where recipe, data and state do not fit together.
+
+    Attributes:
+        at: how far the run is.
+        steps_per_epoch: how many take in every window once.
+        total_steps: how many the run has; None where only its time is known.
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class Trainer:
         ranks: Ranks,
         stop: Stop,
         progress: Progress,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         recipe, data, state = run.recipe, run.data, run.state
         if recipe.batch < recipe.accumulate * ranks.world:
@@ -85,12 +95,11 @@ class Trainer:
             )
         self._run, self._recipe, self._start = run, recipe, start
         self._machine, self._ranks, self._stop, self._progress = machine, ranks, stop, progress
+        self._clock = clock
         self.at = Standing(**state.facts["standing"]) if state else Standing()
         if not state and not recipe.init_from:
             self.at.evaluated = 0  # random weights need no measuring
-        time_ = start.config.context_length
-        self._step_tokens = recipe.batch * time_
-        self.total_steps = _total_steps(recipe, len(data.train) / self._step_tokens)
+        self._step_tokens = recipe.batch * start.config.context_length
         self._evaluator = Evaluator(
             recipe,
             start,
@@ -106,25 +115,33 @@ class Trainer:
             start.vocabulary.encode,
             eos=Tokenizer().eos_id,
             batch=recipe.batch,
-            time=time_,
+            time=start.config.context_length,
             seed=recipe.seed,
             position=Position(self.at.epoch, self.at.window),
         )
+        self.steps_per_epoch = self._batches.windows / recipe.batch
+        self.total_steps = _total_steps(recipe, self.steps_per_epoch)
         self._saved = (self.at.step, self.at.evaluated) if state else None
         self._stopping = False
         self._began = math.nan
         self._meter = _Meter()
+        self._warm = False  # whether this process has made a step, which may take compiling
 
     @property
     def finished(self) -> bool:
         return self._done(self.at.step) >= 1.0
 
+    @property
+    def rate(self) -> float:
+        """Of the next step, as a part of the peak rates."""
+        return learning_rate_fraction(self._done(self.at.step + 0.5), self._recipe)
+
     def run(self) -> bool:
         """To the end, or until a signal: then False. Either way the state is saved.
 
-        Raises Diverged, StateError and RankLost; then the last saved state holds.
+        Raises Diverged, StateError, CompilerFailed and RankLost; then the last saved state holds.
         """
-        self._began = time.monotonic() - self.at.seconds
+        self._began = self._clock() - self.at.seconds
         while True:
             if self._evaluation_is_due():
                 self._evaluate()
@@ -145,19 +162,24 @@ class Trainer:
         return {"step": self.at.best_step, "seconds": round(self.at.seconds, 1), **measured}
 
     def _done(self, steps: float) -> float:
-        """How much of the run `steps` are, or the time that they took."""
-        minutes = self._recipe.minutes
+        """How much of the run `steps` are, or the time that they took.
+
+        Of time it is what was trained by what will have been, all other things like compiling and
+        evaluations left out of both: of those a short run is full, and it would hardly warm up.
+        """
         of_steps = steps / self.total_steps if self.total_steps else 0.0
-        of_time = self.at.seconds / 60 / minutes if minutes else 0.0
+        of_time = 0.0
+        if self._recipe.minutes:
+            left = 60 * self._recipe.minutes - self.at.seconds
+            of_time = self.at.trained / (self.at.trained + left) if left > 0 else 1.0
         return min(1.0, max(of_steps, of_time))
 
     def _step(self) -> None:
         at, ranks = self.at, self._ranks
-        begun = time.monotonic()
+        began = at.seconds  # that all ranks agree on
         # All chance in a step hangs on its number alone: a state need not hold generators.
         self._machine.seed(_drawn(self._recipe.seed, at.step, ranks.rank))
-        rate = learning_rate_fraction(self._done(at.step + 0.5), self._recipe)
-        values = self._learner.step(self._batches.next(), rate, at.step + 1)
+        values = self._learner.step(self._batches.next(), self.rate, at.step + 1)
         loss, norm = self._agree(values)
         if not math.isfinite(loss) or not (math.isfinite(norm) or self._learner.may_overflow):
             raise Diverged(f"the loss or its gradient became infinite or NaN at step {at.step + 1}")
@@ -166,12 +188,15 @@ class Trainer:
         at.train_loss = memory * mean + (1 - memory) * loss
         at.step += 1
         at.epoch, at.window = self._batches.position
-        self._meter.add(self._step_tokens, time.monotonic() - begun)
+        if self._warm:
+            at.trained += at.seconds - began
+            self._meter.add(self._step_tokens, at.seconds - began)
+        self._warm = True
         self._progress.step(self._done(at.step), at.step, at.train_loss, self._meter.rate)
 
     def _agree(self, values: torch.Tensor) -> list[float]:
         """`values`, summed over the ranks, which all take the leader's clock and any signal."""
-        clock = time.monotonic() - self._began if self._ranks.leads else 0.0
+        clock = self._clock() - self._began if self._ranks.leads else 0.0
         signalled = float(self._stop.signal is not None)
         *values_, stop, self.at.seconds = self._ranks.agree(values, signalled, clock)
         self._stopping = stop > 0
@@ -209,7 +234,7 @@ class Trainer:
         evaluation = Evaluation(
             step=at.step,
             tokens=at.step * self._step_tokens,
-            seconds=round(time.monotonic() - self._began, 1),
+            seconds=round(self._clock() - self._began, 1),
             train_loss=None if at.train_loss is None else round(at.train_loss, 4),
             val_loss=round(measured.loss, 4),
             learning_rate=float(f"{rate:.4g}"),
@@ -217,7 +242,7 @@ class Trainer:
             also={name: round(loss, 4) for name, loss in measured.also.items()},
         )
         self._progress.evaluation(evaluation, measured.samples, best=best)
-        self._meter = _Meter(warm=at.step > 0)
+        self._meter = _Meter()
 
     def _save_checkpoint(self, measured: Measured, *, best: bool) -> None:
         out = self._run.out
@@ -235,6 +260,8 @@ class Trainer:
         if not self._ranks.leads or self._saved == now:
             return
         tensors = {**self._start.tensors(), **self._learner.tensors()}
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise Diverged(f"weights became infinite or NaN at step {self.at.step}")
         facts = {
             **self._run.identity,
             "config": self._start.config.to_dict(),
@@ -246,17 +273,14 @@ class Trainer:
 
 
 class _Meter:
-    """Tokens a second over steps, but for the first of a run, which compiles."""
+    """Tokens a second."""
 
-    def __init__(self, *, warm: bool = False) -> None:
-        self._warm = warm
+    def __init__(self) -> None:
         self._tokens, self._seconds = 0, 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
-        if self._warm:
-            self._tokens += tokens
-            self._seconds += seconds
-        self._warm = True
+        self._tokens += tokens
+        self._seconds += seconds
 
     @property
     def rate(self) -> float:

@@ -20,9 +20,9 @@ _FEWEST = 1024  # tokens at once, however small the batches of training are
 class Validation:
     """Whole documents, laid out once for many measurements of `CompactVocabulary.total_loss`.
 
-    As `metrics.evaluate`: each document stands alone from position 0, cut to the context; every
-    token but the first is predicted, its end-of-text too. Documents of about the same length run
-    together, `tokens_at_once` at most if they fit.
+    As `metrics.text_loss` without a stride: each document stands alone from position 0, cut to the
+    context; every token but the first is predicted, its end-of-text too. Documents of about the
+    same length run together, `tokens_at_once` at most if they fit.
 
     Raises ValueError where nothing is to be predicted.
     """
@@ -62,10 +62,10 @@ class Validation:
         return total.item() / self.tokens
 
 
-def spread(documents: Sequence[NDArray[np.uint16]], count: int) -> list[NDArray[np.uint16]]:
+def spread(documents: Sequence[NDArray[np.uint16]], count: int) -> Sequence[NDArray[np.uint16]]:
     """`count` documents evenly spread over all, or all for 0."""
     if not count or count >= len(documents):
-        return list(documents)
+        return documents
     return [documents[math.floor(i * len(documents) / count)] for i in range(count)]
 
 

@@ -40,6 +40,8 @@ def freeze(model: GPT, patterns: Sequence[str]) -> None:
     """
     for pattern in patterns:
         blocks = [f"h.{i}" for i in range(int(pattern))] if pattern.isdecimal() else [pattern]
+        if not blocks:
+            raise ValueError("freeze: the first 0 blocks are none; leave it out to freeze nothing")
         for name in blocks:
             named = [
                 parameter

@@ -42,6 +42,7 @@ def test_a_window_starts_with_a_document_or_goes_on_with_a_long_one() -> None:
     assert window_starts(begins, 8).tolist() == [0, 8, 16, 24, 32, 38]
 
 
+@settings(deadline=None)
 @given(LENGTHS)
 def test_every_token_is_predicted_in_an_epoch(lengths: list[int]) -> None:
     begins = np.cumsum([0, *lengths])
@@ -81,6 +82,17 @@ def test_windows_are_documents_in_a_new_order_every_epoch() -> None:
         for piece in pieces[1:]:  # the first may go on where a window cut a long document
             assert any(document[: len(piece)] == piece for document in documents)
     assert len(orders) > 12
+
+
+def test_the_windows_of_the_first_epoch_are_counted_from_any_position() -> None:
+    tokens = text([4, 30, 2, 7, 1, 12, 9])
+    source = batches(tokens, batch=1)
+    while source.position.epoch == 0:
+        last = source.position
+        source.next()
+    assert source.windows == last.window
+    assert batches(tokens, Position(5, 1)).windows == source.windows
+    assert batches(tokens, Position(5, 1)).position == Position(5, 1)
 
 
 def test_a_text_that_fills_no_window_is_refused() -> None:

@@ -39,7 +39,7 @@ def test_side_by_side_with_times_by_length(checkpoint: Path, text: Path, tmp_pat
     arguments = [str(checkpoint), str(text), "--out", str(out), "--repeats", "1", "--samples", "2"]
     done = CliRunner().invoke(compare.app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout)
     assert json.loads((out / "result.json").read_text()) == result
     assert result["same_text"]
     assert result["loss"][compare.UNTRAINED] == pytest.approx(np.log(50257), rel=0.02)
@@ -53,6 +53,18 @@ def test_side_by_side_with_times_by_length(checkpoint: Path, text: Path, tmp_pat
     assert all(f"<h3>{name}</h3>" in page for name in WAYS)
     assert 'src="times.png"' in page
     assert "are the same" in (out / "README.md").read_text("utf-8")
+
+
+def test_a_folder_that_cannot_be_written_is_told_after_the_figures(
+    checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = [str(checkpoint), str(text), "--out", str(tmp_path / "file" / "compare")]
+    more = ["--repeats", "1", "--samples", "1", "--tokens", "2"]
+    done = CliRunner().invoke(compare.app, [*arguments, *more], catch_exceptions=False)
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["same_text"]
+    assert done.stderr.splitlines()[-1].startswith("not written: [Errno 20] Not a directory")
 
 
 def test_each_token_is_timed(checkpoint: Path) -> None:

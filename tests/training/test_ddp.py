@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from tests.training.runs import (
     STORIES,
@@ -93,15 +94,22 @@ def test_a_signal_to_torchrun_saves_the_state(data: Path, tmp_path: Path) -> Non
     assert states(out)[-1].name == f"step-{step:08d}"
 
 
-def test_what_does_not_fit_is_told_by_one_rank(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_does_not_fit_is_told_by_the_rank_that_finds_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, told in (("0", True), ("1", False)):
+    for rank, label in (("0", ""), ("1", "rank 1: no data in")):
         monkeypatch.setenv("RANK", rank)
         result = train(SETTINGS, "--data", tmp_path, "--out", tmp_path / "run")
         assert result.exit_code == 2
-        assert ("no data in" in result.output) == told
+        assert "no data in" in result.stderr
+        assert result.stderr.startswith(label)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    result = train(SETTINGS, "--device", "cuda", "--data", data, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("rank 1: 1 GPUs, but more ranks")
 
 
 def test_parts_of_a_batch_add_up_to_it() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from slm_core import GPT, GPTConfig, Tokenizer, save_checkpoint
-from slm_core.checkpoint import read_perplexity
+from slm_core.checkpoint import read_perplexity, record_perplexity
 from tests.slm_core.conftest import random_model
 from training import samples
 from training.documents import load
 from training.evaluate import app
-from training.metrics import TextLoss, _windows, distinct, evaluate, repetition, text_loss
+from training.metrics import TextLoss, _windows, distinct, repetition, text_loss
 from training.page import Card, Page, Table
+from training.tokens import split_documents
 
 EOS = 50256
 DOCUMENTS = [[1, 2, 3, EOS], [7, EOS], [4] * 9 + [EOS]]
@@ -83,14 +85,11 @@ def losses_at(model: GPT, ids: list[int]) -> list[float]:
 
 def test_whole_stories_are_scored_alone_and_cut_to_the_context(model: GPT) -> None:
     expected = [loss for ids in DOCUMENTS for loss in losses_at(model, ids[:7])]
-    tokens = tokens_of(DOCUMENTS)
-    loss = evaluate(model.logits, tokens, context_length=6)
-    assert loss == pytest.approx(sum(expected) / len(expected), rel=1e-5)
-    first = evaluate(model.logits, tokens, context_length=6, stories=1)
-    assert first == pytest.approx(sum(losses_at(model, DOCUMENTS[0])) / 3, rel=1e-5)
-    whole = text_loss(model.logits, arrays(DOCUMENTS), context_length=6)
+    whole = text_loss(model.logits, split_documents(tokens_of(DOCUMENTS)), context_length=6)
+    assert whole.mean == pytest.approx(sum(expected) / len(expected), rel=1e-5)
     assert (whole.tokens, whole.documents, whole.cut) == (3 + 1 + 6, 3, 1)
-    assert whole.mean == loss
+    first = text_loss(model.logits, arrays(DOCUMENTS[:1]), context_length=6)
+    assert first.mean == pytest.approx(sum(losses_at(model, DOCUMENTS[0])) / 3, rel=1e-5)
 
 
 def test_a_stride_reads_long_documents_to_their_end(model: GPT) -> None:
@@ -106,6 +105,7 @@ def test_a_stride_reads_long_documents_to_their_end(model: GPT) -> None:
     assert short == text_loss(model.logits, arrays(DOCUMENTS[:2]), context_length=6)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 12), st.data())
 def test_windows_predict_each_token_once_with_enough_before_it(
     last: int, context: int, data: st.DataObject
@@ -165,6 +165,22 @@ def test_beginnings_fit_their_documents_and_the_context() -> None:
         samples.beginnings(arrays([[EOS]]), 1, context_length=16, seed=1)
 
 
+def test_only_the_documents_that_are_drawn_become_lists() -> None:
+    class Document(list[int]):
+        listed = 0
+
+        def __getitem__(self, at: Any) -> Any:
+            return Document(super().__getitem__(at)) if isinstance(at, slice) else at
+
+        def tolist(self) -> list[int]:
+            Document.listed += 1
+            return list(self)
+
+    documents: Any = [Document([1, 2, 3, EOS]) for _ in range(50)]
+    assert samples.beginnings(documents, 3, context_length=16, seed=1)[0] == [[1]] * 3
+    assert Document.listed == 3
+
+
 def test_texts_are_read_as_their_token_files_are(story_file: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer()
     expected = [[*tokenizer.encode(story), EOS] for story in STORIES]
@@ -183,7 +199,22 @@ def test_every_precision_is_evaluated_and_recorded(tmp_path: Path) -> None:
     measured = run(*arguments)["perplexity"]
     assert measured["fp32"] == pytest.approx(measured["bf16"], rel=0.05)
     assert read_perplexity(tmp_path / "model") == measured
-    assert "no precision 'fp8'" in refusal(*arguments, "--precision", "fp8")
+    assert "no precision 'fp8'" in refusal(*arguments, "--precision", "fp8", "--precision", "fp32")
+
+
+def test_a_record_is_of_one_text_in_full_and_compares_with_fp32(
+    checkpoint: Path, story_file: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    record_perplexity(model, {"fp32": 2.0, "int8": 1.0})
+    quick = (model, story_file, "--record", "--samples", 0)
+    for limit in (("--documents", 1), ("--stride", 4)):
+        assert "--record takes whole texts" in refusal(*quick, *limit)
+    assert "--record compares with fp32" in refusal(*quick, "--precision", "bf16")
+    assert read_perplexity(model) == {"fp32": 2.0, "int8": 1.0}
+    measured = run(*quick, "--precision", "fp32")["perplexity"]
+    assert read_perplexity(model) == measured
+    assert measured.keys() == {"fp32"}
 
 
 def test_several_texts_are_told_apart_and_summed_by_token(
@@ -249,6 +280,34 @@ def test_prompts_come_from_a_file(checkpoint: Path, story_file: Path, tmp_path: 
     assert "holds no prompt" in refusal(*quick)
     prompts.write_text("cat " * 50)
     assert "context" in refusal(*quick)
+
+
+@pytest.mark.parametrize("flags", [("--grid", "page.md"), ("--record",)])
+def test_a_full_disk_is_told_in_a_line_after_the_figures(
+    checkpoint: Path,
+    story_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "write_text", full)
+    arguments = [str(model), str(story_file), "--precision", "fp32", "--samples", "1", *flags]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 1
+    assert json.loads(result.stdout.splitlines()[-1])["perplexity"].keys() == {"fp32"}
+    assert result.stderr.splitlines()[-1] == "not written: [Errno 28] No space left on device"
+
+
+def test_a_name_is_no_markup(checkpoint: Path, story_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "x[").mkdir()
+    odd = story_file.rename(tmp_path / "x[" / "b].txt")
+    result = run(checkpoint, odd, "--precision", "fp32", "--samples", 0)
+    assert list(result["texts"]) == [str(odd)]
 
 
 def test_bad_input_is_refused_in_a_line(checkpoint: Path, story_file: Path, tmp_path: Path) -> None:

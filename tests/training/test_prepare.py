@@ -251,7 +251,7 @@ def test_a_process_that_dies_is_said_in_a_line(
         list(ordered_map(os._exit, [1], processes=2))
     monkeypatch.setattr("training.corpus.ordered_map", lambda *_, **__: raise_(BrokenProcessPool()))
     result = prepare(put(tmp_path / "a.txt", [story(1)]), "--out", tmp_path / "data")
-    assert (result.exit_code, list((tmp_path / "data").iterdir())) == (1, [])
+    assert (result.exit_code, (tmp_path / "data").exists()) == (1, False)
     assert "try --processes 1" in result.stderr.splitlines()[-1]
 
 

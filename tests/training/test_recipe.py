@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
+from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from slm_core import GPTConfig
 from slm_core.config import PRESETS
 from training.recipe import Recipe, settings
-from training.settings import CHANGEABLE, amended, differences, read_toml, resolve, to_toml
+from training.settings import (
+    CHANGEABLE,
+    amended,
+    asked_for,
+    differences,
+    read_toml,
+    resolve,
+    to_toml,
+)
 from training.train import app
 
 
@@ -26,17 +35,17 @@ def toml(tmp_path: Path) -> Path:
 def test_a_flag_goes_before_the_file_and_that_before_the_preset(toml: Path) -> None:
     toml.write_text('preset = "classic"\nbatch = 32\nmuon_lr = 0.02\n')
     assert resolve({"preset": "classic"}).batch == 16
-    assert resolve({}, toml).batch == 32
-    recipe = resolve({"batch": 64}, toml)
+    assert resolve(asked_for({}, toml)).batch == 32
+    recipe = resolve(asked_for({"batch": 64}, toml))
     assert (recipe.preset, recipe.batch, recipe.muon_lr) == ("classic", 64, 0.02)
 
 
 def test_the_length_is_one_setting(toml: Path) -> None:
     toml.write_text("minutes = 30\nsteps = 100\n")
     assert (resolve({}).epochs, resolve({}).minutes) == (4.0, None)
-    both = resolve({}, toml)
+    both = resolve(asked_for({}, toml))
     assert (both.epochs, both.steps, both.minutes) == (None, 100, 30.0)
-    flag = resolve({"epochs": 2.0}, toml)
+    flag = resolve(asked_for({"epochs": 2.0}, toml))
     assert (flag.epochs, flag.steps, flag.minutes) == (2.0, None, None)
 
 
@@ -77,7 +86,7 @@ def test_another_optimizer_and_fine_tuning_bring_their_own_rates() -> None:
 def test_bad_files_are_refused(toml: Path, text: str, message: str) -> None:
     toml.write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
-        resolve({}, toml)
+        resolve(asked_for({}, toml))
 
 
 def test_wsd_needs_room() -> None:
@@ -101,26 +110,53 @@ def _values() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({}, optional=some)
 
 
+@hypothesis(deadline=None)
 @given(_values())
 def test_a_recipe_file_gives_the_same_recipe(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
 ) -> None:
+    assume(not (values.get("init_from") and "preset" in values))
     path = tmp_path_factory.getbasetemp() / "recipe.toml"
     recipe = resolve(values)
-    path.write_text(to_toml(recipe), "utf-8")
-    assert resolve({}, path) == recipe
-    assert set(read_toml(path)) <= set(settings())
+    path.write_text(to_toml(recipe, values), "utf-8")
+    assert resolve(asked_for({}, path)) == recipe
+    assert set(read_toml(path)) == {name for name, value in values.items() if value is not None}
+
+
+def test_a_recipe_file_holds_what_was_asked_for_and_tells_the_rest(toml: Path) -> None:
+    """So other rates may follow from a flag that is given beside it."""
+    asked = {"batch": 8, "steps": 9, "seed": 3}
+    toml.write_text(to_toml(resolve(asked), asked))
+    assert read_toml(toml) == asked
+    assert set(re.findall(r"^# (\w+) = ", toml.read_text(), re.MULTILINE)) == {
+        name
+        for name in settings()
+        if name not in asked and getattr(resolve(asked), name) is not None
+    }
+    for flags in ({"init_from": "m"}, {"optimizer": "adamw"}):
+        assert resolve(asked_for(flags, toml)) == resolve({**asked, **flags})
+    written = {**asked, "muon_lr": 0.03}
+    toml.write_text(to_toml(resolve(written), written))
+    assert resolve(asked_for({"init_from": "m"}, toml)).muon_lr == 0.03
+
+
+def test_a_preset_beside_a_checkpoint_is_refused(toml: Path) -> None:
+    toml.write_text('preset = "tiny"\n')
+    for asked in ({"preset": "tiny", "init_from": "m"}, asked_for({"init_from": "m"}, toml)):
+        with pytest.raises(ValueError, match="preset: the shape is that of the checkpoint"):
+            resolve(asked)
 
 
 def test_what_a_resumed_run_would_change_is_named() -> None:
     recipe = resolve({"batch": 8})
-    assert differences(recipe, amended(recipe, {"batch": 4, "ema": 0.5})) == [
+    changed = amended(recipe, {"batch": 4, "ema": 0.5, "threads": 1})
+    assert differences(recipe, changed, ("ema", "batch")) == [
         "batch: 4, not 8",
         "ema: 0.5, not 0.0",
     ]
     longer = amended(recipe, {"minutes": 5.0, "threads": 1, "eval_every": 7, "compile": False})
     assert longer.epochs is None
-    assert differences(recipe, longer) == []
+    assert differences(recipe, longer, settings().keys() - CHANGEABLE) == []
     assert set(settings()) >= CHANGEABLE
 
 
@@ -147,8 +183,9 @@ def test_shapes_of_ones_own() -> None:
 
 
 def test_help_tells_every_setting() -> None:
-    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "160", "TERM": "dumb"})
+    result = CliRunner().invoke(app, ["-h"], env={"COLUMNS": "160", "TERM": "dumb"})
     assert result.exit_code == 0
+    assert {setting.group for _, setting, _ in settings().values()} <= set(result.stdout.split())
     for name in settings():
         assert f"--{name.replace('_', '-')}" in result.stdout
     assert "torchrun --nproc-per-node" in result.stdout

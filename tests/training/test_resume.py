@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -30,7 +31,8 @@ from tests.training.runs import (
 )
 from training import progress, state
 from training.evaluator import Evaluator, Measured
-from training.state import State, StateError, load_state, save_state
+from training.settings import read_toml
+from training.state import State, StateError, has_state, load_state, save_state
 
 # All that a step depends on: dropout, rare types, an average, two optimizers, epochs that end.
 SETTINGS = (
@@ -81,7 +83,7 @@ def train_until(step: int, number: int, arguments: str, *more: str | Path) -> Re
 
 @pytest.mark.parametrize(
     ("step", "number", "code"),
-    [(33, signal.SIGTERM, 0), (19, signal.SIGINT, 130), (59, signal.SIGHUP, 0)],
+    [(33, signal.SIGTERM, 143), (19, signal.SIGINT, 130), (59, signal.SIGHUP, 129)],
 )
 def test_a_stopped_run_goes_on(
     data: Path, through: Path, tmp_path: Path, step: int, number: int, code: int
@@ -108,7 +110,7 @@ def test_a_signal_puts_an_evaluation_off(
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "measure", measure)
         result = train(SETTINGS, "--threads", "1", "--data", data, "--out", out)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 143, result.output
     assert not (out / "log.jsonl").exists()
     assert [path.name for path in states(out)] == ["step-00000014", "step-00000020"]
     assert train("--resume", "--out", out).exit_code == 0
@@ -166,17 +168,35 @@ def test_a_finished_run_can_only_be_made_longer(data: Path, through: Path, tmp_p
     assert result.exit_code == 0, result.output
     assert course(out) == before
     assert (out / "summary.json").exists()
-    assert train("--resume --steps 6", "--out", out).exit_code == 0
+    longer = train("--resume --steps 6", "--out", out)
+    assert longer.exit_code == 0
+    # Half a step after step 3 of 6, in a line from 2 % to the end.
+    assert "from step 3, at 43% of the peak rates" in " ".join(longer.output.split())
     assert [entry["step"] for entry in course(out)] == [3, 6]
+
+
+def test_a_run_may_go_on_with_other_rates_which_is_told(data: Path, tmp_path: Path) -> None:
+    out, same = tmp_path / "run", tmp_path / "same"
+    for each in (out, same):
+        train_until(3, signal.SIGTERM, f"{TOY} --steps 6", "--data", data, "--out", each)
+    assert train("--resume", "--out", same).exit_code == 0
+    result = train("--resume --muon-lr 0.001 --adam-lr 0.001 --clip 0.5", "--out", out)
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert "from step 4 on muon_lr: 0.001, not 0.01" in told
+    assert "from step 4 on clip: 0.5, not 1.0" in told
+    assert course(out) != course(same)
+    kept = read_toml(out / "recipe.toml")
+    assert (kept["muon_lr"], kept["steps"]) == (0.001, 6)
 
 
 def test_another_recipe_or_text_is_refused_by_name(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert train(f"{TOY} --steps 3", "--data", data, "--out", out).exit_code == 0
-    result = train("--resume --batch 8 --muon-lr 0.5 --threads 1 --eval-every 2", "--out", out)
+    result = train("--resume --batch 8 --ema 0.5 --threads 1 --eval-every 2", "--out", out)
     message = " ".join(result.output.replace("│", " ").split())
     assert result.exit_code == 2
-    assert "batch: 8, not 4; muon_lr: 0.5, not 0.01:" in message
+    assert "batch: 8, not 4; ema: 0.5, not 0.0:" in message
     other = write_data(tmp_path / "other", POEMS * 5, STORIES)
     result = train("--resume", "--out", out, "--data", other)
     assert result.exit_code == 2
@@ -220,6 +240,18 @@ def test_a_state_is_there_as_a_whole_or_not_at_all(
         path.write_text("[]")
     with pytest.raises(StateError, match=r"step-00000003 is damaged.*step-00000002 is damaged"):
         load_state(tmp_path)
+
+
+def test_only_states_are_taken_for_states(tmp_path: Path) -> None:
+    (tmp_path / "step-00000030-keep").mkdir()
+    for step in (29, 31, 32, 10**8, 10**8 + 1):
+        save_state(tmp_path, State(step, {}, {}))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-00000030-keep", "step-100000000", "step-100000001"]
+    assert load_state(tmp_path)[0].step == 10**8 + 1
+    shutil.rmtree(tmp_path / "step-100000000")
+    shutil.rmtree(tmp_path / "step-100000001")
+    assert not has_state(tmp_path)
 
 
 def _full_disk(*_: object) -> None:

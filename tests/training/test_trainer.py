@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from slm_core import GPT, Engine, GPTConfig, SamplingParams, load_checkpoint, save_checkpoint
 from tests.training.runs import POEMS, STORIES, TOY, course, log, states, train, write_data
+from training.documents import load
 from training.learner import Learner
-from training.machine import Machine
-from training.metrics import evaluate
-from training.ranks import Ranks
-from training.recipe import Recipe
-from training.settings import resolve
-from training.tokens import DataFolder, read_tokens
-from training.vocabulary import CompactVocabulary
+from training.machine import CompilerFailed
+from training.metrics import text_loss
+from training.run import begin
+from training.settings import asked_for, resolve
+from training.start import start_of
+from training.tokens import read_tokens
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +59,14 @@ def test_what_a_run_leaves(trained: Path, data: Path) -> None:
     }
     assert last["learning_rate"] == 0
     assert [path.name for path in states(trained)] == ["step-00000040", "step-00000080"]
-    recipe = resolve({}, trained / "recipe.toml")
+    recipe = resolve(asked_for({}, trained / "recipe.toml"))
     assert (recipe.preset, recipe.steps, recipe.epochs) == ("tiny", 80, None)
     samples = (trained / "samples.md").read_text()
     assert samples.count("## Step ") == 2
     assert samples.count("> **") == 6
     summary = json.loads((trained / "summary.json").read_text())
-    tokens = DataFolder.open(data).val
-    loss = evaluate(load_checkpoint(trained).logits, tokens, context_length=32)
-    assert summary["val_loss"] == pytest.approx(loss, rel=1e-4)
+    loss = text_loss(load_checkpoint(trained).logits, load(data / "val.bin"), context_length=32)
+    assert summary["val_loss"] == pytest.approx(loss.mean, rel=1e-4)
     assert summary["val_documents"] == 12
 
 
@@ -108,11 +107,21 @@ def test_the_whole_vocabulary_learns_as_well(data: Path, tmp_path: Path) -> None
 @pytest.mark.timeout(400)  # compiling is hard work
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch's own compiler
 def test_compiled(data: Path, tmp_path: Path) -> None:
-    arguments = f"{TOY} --compile --precision bf16 --layers 1 --steps 10"
-    result = train(arguments, "--data", data, "--out", tmp_path / "run")
-    assert result.exit_code == 0, result.output
-    assert "compiled" in result.output
-    assert log(tmp_path / "run")[-1]["val_loss"] < 10
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    arguments = f"{TOY} --layers 1 --dropout 0 --steps 10"
+    for name in ("plain", "compiled"):
+        flags = "--compile" if name == "compiled" else ""
+        assert not counters["inductor"]
+        result = train(f"{arguments} {flags}", "--data", data, "--out", tmp_path / name)
+        assert result.exit_code == 0, result.output
+        assert (", compiled" in result.output) == (name == "compiled")
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["aot_autograd"]["ok"] == 1
+    assert not counters["graph_break"]
+    plain, compiled = (log(tmp_path / name)[-1]["val_loss"] for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, abs=0.02)
 
 
 def test_an_average_dropout_a_stable_rate_and_prompts(data: Path, tmp_path: Path) -> None:
@@ -125,28 +134,20 @@ def test_an_average_dropout_a_stable_rate_and_prompts(data: Path, tmp_path: Path
     first, last = log(tmp_path / "run")
     assert last["val_loss"] < first["val_loss"]
     assert first["learning_rate"] == 0.01
+    config = load_checkpoint(tmp_path / "run").config
+    assert config.dropout == 0.1
     assert "> **Once**" in (tmp_path / "run" / "samples.md").read_text()
 
 
-def test_micro_batches_make_the_step_of_one_big_batch() -> None:
-    config = GPTConfig(n_layer=2, n_head=2, n_embd=32, context_length=16, vocab_size=60)
-    tokens = np.random.default_rng(0).integers(0, 50, 5 * 17).astype(np.uint16)
-    vocabulary = CompactVocabulary(tokens, config.vocab_size)
-    rows = vocabulary.encode(tokens.reshape(5, 17))
-    results = []
-    for accumulate in (1, 2, 5):
-        torch.manual_seed(0)
-        model = GPT(vocabulary.config(config))
-        recipe = Recipe(batch=5, accumulate=accumulate, compile=False, optimizer="adamw")
-        machine = Machine(torch.device("cpu"), "fp32")
-        learner = Learner(recipe, model, vocabulary, machine, Ranks())
-        values = torch.stack([learner.step(rows, 1.0, step) for step in (1, 2, 3)])
-        results.append((values, model))
-    for values, model in results[1:]:
-        torch.testing.assert_close(values, results[0][0], rtol=1e-5, atol=1e-6)
-        for name, weight in model.state_dict().items():
-            expected = results[0][1].state_dict()[name]
-            torch.testing.assert_close(weight, expected, rtol=1e-3, atol=1e-5)
+def test_dropout_reaches_the_model(data: Path, tmp_path: Path) -> None:
+    for dropout in (0.0, 0.3):
+        given = {"preset": "tiny", "dropout": dropout}
+        model = start_of(begin(tmp_path / "run", data, None, given)).model
+        drops = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+        assert set(drops) == {dropout}
+        ids = torch.zeros(1, 8, dtype=torch.int64)
+        same = torch.equal(model.train()(ids), model(ids))
+        assert same == (dropout == 0)
 
 
 def test_fine_tuning_lowers_the_new_loss_and_logs_the_old_one(
@@ -219,9 +220,10 @@ def _tensors(state: Path) -> dict[str, torch.Tensor]:
         ("--batch 2 --accumulate 3", "cannot be cut into 3 micro-batches"),
         ("--context 5000", "the training text has"),
         ("--freeze nothing", "no parameter is named 'nothing'"),
+        ("--freeze 0", "the first 0 blocks are none"),
         ("--layers 0", "layers must be at least 1"),
         ("--optimizer sgd", "muon"),
-        ("--init-from nowhere", "no checkpoint at nowhere"),
+        ("--init-from nowhere", "preset: the shape is that of the checkpoint"),
         ("--also-evaluate nowhere.bin", "nowhere.bin"),
         ("--width 33", "not a multiple of n_head"),
         ("--resume", "there is no state in"),
@@ -233,7 +235,13 @@ def test_bad_input_is_refused_in_a_line(
     result = train(f"{TOY} --steps 2 {arguments}", "--data", data, "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert message in " ".join(result.output.replace("│", " ").split())
-    assert not states(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
+    result = train("--init-from nowhere --steps 2", "--data", data, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "no checkpoint at nowhere" in " ".join(result.output.replace("│", " ").split())
 
 
 def test_cuda_is_missed_by_name(
@@ -275,6 +283,55 @@ def test_a_run_is_never_overwritten(trained: Path, data: Path) -> None:
     result = train(f"{TOY} --steps 2", "--data", data, "--out", trained)
     assert result.exit_code == 2
     assert "--resume goes on" in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("arguments", [TOY, "--init-from {model}", "--preset tiny"])
+def test_a_checkpoint_is_never_overwritten(data: Path, tmp_path: Path, arguments: str) -> None:
+    model = save_checkpoint(GPT(GPTConfig(1, 1, 16, 16)), tmp_path / "model", card="# Mine\n")
+    before = {path: path.read_bytes() for path in model.iterdir()}
+    result = train(f"{arguments.format(model=model)} --steps 2", "--data", data, "--out", model)
+    assert result.exit_code == 2
+    assert "holds a checkpoint" in " ".join(result.output.replace("│", " ").split())
+    assert {path: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_a_folders_name_is_no_markup(data: Path, tmp_path: Path) -> None:
+    result = train(f"{TOY} --steps 2", "--data", data, "--out", tmp_path / "x[/b]")
+    assert result.exit_code == 0, result.output
+    assert "x[/b]" in result.output
+
+
+def test_a_compiler_that_fails_is_told_in_a_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise CompilerFailed("C++ compile error")
+
+    monkeypatch.setattr(Learner, "step", fail)
+    result = train(f"{TOY} --steps 2", "--data", data, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("torch.compile failed: C++ compile error\n--no-compile")
+
+
+def test_weights_that_are_not_finite_are_no_good_state(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step may spoil them after a loss and a gradient that were finite."""
+    step = Learner.step
+
+    def spoil(self: Learner, rows: Any, rate: float, number: int) -> torch.Tensor:
+        values = step(self, rows, rate, number)
+        if number == 4:
+            with torch.no_grad():
+                self.model.ln_f.bias.fill_(torch.inf)
+        return values
+
+    monkeypatch.setattr(Learner, "step", spoil)
+    out = tmp_path / "run"
+    result = train(f"{TOY} --steps 9 --save-every 2", "--data", data, "--out", out)
+    assert result.exit_code == 1
+    assert "weights became infinite or NaN at step 4" in " ".join(result.output.split())
+    assert [path.name for path in states(out)] == ["step-00000002"]
 
 
 def test_data_is_asked_for(tmp_path: Path) -> None:

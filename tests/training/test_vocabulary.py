@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from slm_core import GPT, GPTConfig
-from training.metrics import evaluate
+from training.metrics import text_loss
 from training.validation import Validation
 from training.vocabulary import CompactVocabulary, distinct_types
 
@@ -108,6 +108,6 @@ def test_validation_equals_the_evaluation_of_the_whole_model() -> None:
         )
         loss = validation.loss(model, lambda: None)
         full = vocabulary.expand(model, config)
-        expected = evaluate(full.logits, tokens, context_length=6)
+        expected = text_loss(full.logits, arrays, context_length=6).mean
         assert loss == pytest.approx(expected, rel=1e-5)
         assert (validation.documents, validation.tokens) == (4, 3 + 1 + 6 + 3)
