@@ -16,7 +16,13 @@ from pathlib import Path
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_PLAIN_0_0_4,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -28,10 +34,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.documentation import problems
 from slm_jobs.errors import SettingsError, StoreUnavailable
 from slm_jobs.fleet import FleetStand
-from slm_jobs.metrics import CONTENT_TYPE, FRESH_SECONDS, new_registry
+from slm_jobs.metrics import new_registry
 from slm_jobs.store import JobStore
 
 log = logging.getLogger(__name__)
+
+FRESH_SECONDS = 1.0  # for which a page is served again
 
 # Of `Quota.policy`, and what else is refused until there is room.
 LIMITS = (
@@ -174,7 +182,7 @@ def router(metrics: ApiMetrics) -> APIRouter:
     async def read_metrics() -> Response:
         """What this api has answered, and how queues, workers and callbacks stand, as it was up to
         a second ago; without Redis `slm_redis_up` is 0. Needs no key, and tells of none."""
-        return Response(await metrics.page(), media_type=CONTENT_TYPE)
+        return Response(await metrics.page(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return routes
 

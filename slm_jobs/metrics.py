@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import threading
-import time
 from collections.abc import Iterable, Sequence
-from http.server import BaseHTTPRequestHandler
-from socketserver import TCPServer
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     ProcessCollector,
     disable_created_metrics,
-    generate_latest,
+    start_http_server,
 )
 
 from slm_jobs.settings import Settings
@@ -27,11 +23,7 @@ from slm_jobs.store import SweepReport
 
 log = logging.getLogger(__name__)
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-FRESH_SECONDS = 1.0  # for which a page is served again: who asks often must cost little
 EXHAUSTED = "attempts_exhausted"
-
-_REQUEST_SECONDS = 5.0  # for a request to come; the next one waits
 
 
 def new_registry() -> CollectorRegistry:
@@ -91,17 +83,12 @@ class EndMetrics:
 
 
 class MetricsServer:
-    """Serves `registry` at `SLM_METRICS_PORT`, from a thread; nowhere where there is no such port.
-
-    One request after the other, each page for a second: it never takes much from who decodes.
-    """
+    """Serves `registry` at `SLM_METRICS_PORT`; nowhere where there is no such port."""
 
     def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
         self._address = (settings.metrics_host, settings.metrics_port)
         self._registry = registry
-        self._server: TCPServer | None = None
-        self._page = b""
-        self._until = 0.0
+        self._server: WSGIServer | None = None
 
     def start(self) -> None:
         """Where the port cannot be opened it says so, and this process goes on without."""
@@ -110,11 +97,11 @@ class MetricsServer:
             return
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             log.warning(
-                "PROMETHEUS_MULTIPROC_DIR is for the api alone, which counts this process, too:"
+                "PROMETHEUS_MULTIPROC_DIR is for the api alone, which would count this process too;"
                 " unset it here"
             )
         try:
-            self._server = _open(host, port, self)
+            self._server, _ = start_http_server(port, host, self._registry)
         except OSError as error:
             log.warning(
                 "no /metrics at %s port %d (%s), all else goes on: give each process of a machine"
@@ -124,7 +111,6 @@ class MetricsServer:
                 error.strerror or error,
             )
             return
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
         log.info("serving /metrics at %s port %d", host, port)
 
     def stop(self) -> None:
@@ -132,42 +118,3 @@ class MetricsServer:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
-
-    def page(self) -> bytes:
-        if time.monotonic() >= self._until:
-            self._page = generate_latest(self._registry)
-            self._until = time.monotonic() + FRESH_SECONDS
-        return self._page
-
-
-def _open(host: str, port: int, metrics: MetricsServer) -> TCPServer:
-    """Raises OSError."""
-    [(family, _, _, _, address), *_] = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-
-    class Handler(BaseHTTPRequestHandler):
-        timeout = _REQUEST_SECONDS
-
-        def do_GET(self) -> None:
-            if self.path.partition("?")[0] != "/metrics":
-                self.send_error(404, "Here is /metrics only")
-                return
-            page = metrics.page()
-            self.send_response(200)
-            self.send_header("Content-Type", CONTENT_TYPE)
-            self.send_header("Content-Length", str(len(page)))
-            self.end_headers()
-            self.wfile.write(page)
-
-        def log_message(self, *_: object) -> None:
-            """Scrapes come every few seconds."""
-
-    class Server(TCPServer):
-        address_family = family
-        allow_reuse_address = True  # what an earlier process left behind does not count
-
-        def handle_error(self, *_: object) -> None:
-            log.debug("a scrape broke off", exc_info=True)
-
-    return Server(address, Handler)  # type: ignore[arg-type]

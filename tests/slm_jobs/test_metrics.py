@@ -7,15 +7,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from types import SimpleNamespace
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from slm_client.redis_server import free_port
-from slm_jobs import metrics
 from slm_jobs.metrics import EndMetrics, MetricsServer, new_registry
 from slm_jobs.settings import Settings
 from slm_jobs.store import SweepReport
@@ -51,26 +49,10 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
 def test_a_page(port: int) -> None:
     answer = get(port)
     assert answer.status_code == 200
-    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert answer.headers["content-type"].startswith("text/plain; version=")
     names = {family.name for family in text_string_to_metric_families(answer.text)}
     assert "process_resident_memory_bytes" in names
     assert get(port, "/metrics?name=x").status_code == 200
-    assert get(port, "/").status_code == 404
-
-
-@pytest.mark.usefixtures("server")
-def test_a_page_is_made_once_a_second(
-    registry: CollectorRegistry, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = SimpleNamespace(now=1_000_000.0)
-    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    counter = Counter("tests", "Seen.", registry=registry)
-    assert "tests_total 0.0" in get(port).text
-    counter.inc()
-    clock.now += 0.9
-    assert "tests_total 0.0" in get(port).text
-    clock.now += 0.2
-    assert "tests_total 1.0" in get(port).text
 
 
 @pytest.mark.usefixtures("server")
@@ -103,10 +85,7 @@ def test_without_a_port_there_is_no_server(registry: CollectorRegistry) -> None:
     server.stop()
 
 
-def test_who_says_nothing_holds_up_the_others_for_a_moment_only(
-    registry: CollectorRegistry, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metrics, "_REQUEST_SECONDS", 0.05)
+def test_who_says_nothing_holds_up_nobody(registry: CollectorRegistry, port: int) -> None:
     server = MetricsServer(Settings(metrics_port=port), registry)
     server.start()
     with closing(socket.create_connection(("127.0.0.1", port))):
