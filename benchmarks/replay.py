@@ -1,7 +1,6 @@
-"""How much of the service's work one Redis can do: the calls of a job's life, and of rows' lives, are
-recorded once as the real store makes them, then sent again with other ids over many connections,
-with as little Python between them as there can be, until Redis has no time left. And what a
-thousand workers cost it that have nothing to do.
+"""How much of the service's work one Redis can do: the calls of a job's life, and of rows' lives,
+are recorded once as the real store makes them, then sent again with other ids over many
+connections, with as little Python between them as there can be, until Redis has no time left.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
 from functools import partial
 from typing import Any, cast
 
@@ -23,14 +21,14 @@ from slm_core import Tokenizer
 from slm_jobs import keys
 from slm_jobs.api_keys import KeyProof
 from slm_jobs.batch_schemas import BatchDraft, BatchRow, RowEnd
-from slm_jobs.schemas import GenerationParams, JobSpec, Output, Usage, WorkerInfo
+from slm_jobs.schemas import GenerationParams, JobSpec, Output, Usage
 from slm_jobs.store import JobStore
 from slm_jobs.tickets import queue_name
 
 MODEL = "replayed"
 TOKENS = 200  # of every output
 PROMPT = "Once upon a time there was a little fox who lived in the old forest near the river"
-_WORKER = "worker-0000"
+WORKER = "worker-0000"
 _CLAIM, _ANSWERED = 7_777_771, 7_777_770  # of as many digits as all that follow
 _JOB_ID = "job_" + "0" * 26
 _JOB = re.compile(rb"job_[0-9A-Z]{26}")
@@ -42,7 +40,7 @@ _END = b"+PONG\r\n"  # comes after a reply, when PING goes after its command
 Play = Generator[bytes, bytes, None]  # commands out, replies in; endless
 
 
-class _Recorder(redis.Redis):
+class Recorder(redis.Redis):
     """Remembers what scripts were called with, as it goes over the wire."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -59,10 +57,10 @@ class _Recorder(redis.Redis):
         return [call for call in self.calls if about in call][-1]
 
 
-def _recorder(url: str) -> _Recorder:
+def recording(url: str) -> Recorder:
     """Of a Redis that has forgotten all claims, so that their numbers may begin anew."""
     pool = redis.ConnectionPool.from_url(url, decode_responses=True)
-    recorder = _Recorder(connection_pool=pool)
+    recorder = Recorder(connection_pool=pool)
     for place in recorder.keys(keys.CLAIMED + "*"):
         recorder.delete(place)
     return recorder
@@ -70,14 +68,14 @@ def _recorder(url: str) -> _Recorder:
 
 def job_lives(url: str, token: str, seconds: float, connections: int = 50) -> dict[str, Any]:
     """Jobs a second that Redis sees made, claimed, completed and read twice, each with a ticket."""
-    with _recorder(url) as recorder:
+    with recording(url) as recorder:
         store = JobStore(recorder)
         spec = JobSpec(model=MODEL, prompts=[PROMPT], max_tokens=TOKENS)
         proof = KeyProof.of(token)
         store.create(spec, job_id=_JOB_ID, owner=proof, tokens=TOKENS + len(PROMPT) // 4)
         create = pack(recorder.last(_JOB_ID))
-        [work] = store.claim_next(MODEL, worker=_WORKER, claim=_CLAIM, answered=_ANSWERED)
-        claim = pack(recorder.last(_WORKER))
+        [work] = store.claim_next(MODEL, worker=WORKER, claim=_CLAIM, answered=_ANSWERED)
+        claim = pack(recorder.last(WORKER))
         store.complete(work, *outcome(), fingerprint="int8/cpu")
         finish = pack(recorder.last(_JOB_ID))
         store.get(_JOB_ID)
@@ -106,7 +104,7 @@ def row_lives(
     url: str, token: str, seconds: float, at_once: int, connections: int = 50
 ) -> dict[str, Any]:
     """Rows a second that Redis sees claimed and finished, so many in a call."""
-    with _recorder(url) as recorder:
+    with recording(url) as recorder:
         store = JobStore(recorder)
         proof = KeyProof.of(token)
         params = GenerationParams(max_tokens=TOKENS)
@@ -119,10 +117,10 @@ def row_lives(
             store.batches.add_rows(batch, list(rows))
         store.batches.commit(batch, "digest")
         [work] = store.claim_next(
-            MODEL, worker=_WORKER, jobs=False, rows=1, claim=_CLAIM, answered=_ANSWERED
+            MODEL, worker=WORKER, jobs=False, rows=1, claim=_CLAIM, answered=_ANSWERED
         )
-        claim = list(recorder.last(_WORKER))
-        claim[claim.index(1, claim.index(_WORKER))] = at_once  # the most outputs
+        claim = list(recorder.last(WORKER))
+        claim[claim.index(1, claim.index(WORKER))] = at_once  # the most outputs
         store.batches.finish([RowEnd(work, "succeeded", *outcome(), "int8/cpu")])
         finish = recorder.last(work.id)
         head, rest = finish[:4], finish[5:]  # without the row's id
@@ -142,76 +140,7 @@ def row_lives(
         return told | {"at_once": at_once}
 
 
-def crowd(url: str, workers: int, seconds: float) -> float:
-    """Of a core: what so many idle workers cost Redis by their signs of life, their offers to sweep,
-    and their looking for tickets."""
-    with _recorder(url) as recorder:
-        store = JobStore(recorder)
-        store.heartbeat(worker_info(0), [])
-        beat = pack(recorder.last(_WORKER))
-        store.sweep()
-        sweep = pack(recorder.calls[-1])
-        look = pack(["BRPOP", queue_name(MODEL), 1])
-        host, port = _address(recorder)
-
-        async def run() -> float:
-            loop = asyncio.get_running_loop()
-
-            async def live(number: int) -> None:
-                await asyncio.sleep(number / workers)
-                looking, _ = await loop.create_connection(partial(_Asking, look), host, port)
-                telling, _ = await loop.create_connection(partial(_Asking, b""), host, port)
-                mine = beat.replace(_WORKER.encode(), b"worker-%04d" % number)
-                with closing(looking), closing(telling):
-                    for tick in itertools.count():
-                        telling.write(sweep if tick % 5 else mine + sweep)
-                        await asyncio.sleep(1)
-
-            tasks = [asyncio.create_task(live(number)) for number in range(workers)]
-            await asyncio.sleep(2.5)
-            before = await asyncio.to_thread(spent, recorder)
-            await asyncio.sleep(seconds)
-            used = await asyncio.to_thread(spent, recorder) - before
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            return used / seconds
-
-        share = uvloop.run(run())
-        for number in range(workers):
-            store.forget_worker(worker_info(number).id)
-        return round(share, 4)
-
-
-class _Asking(asyncio.Protocol):
-    """Says `again` once more after each reply, if there is anything to say."""
-
-    def __init__(self, again: bytes) -> None:
-        self._again = again
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.write(self._again)
-
-    def data_received(self, data: bytes) -> None:  # noqa: ARG002 - a short one, in one piece
-        if self._again:
-            self._transport.write(self._again)
-
-
-def worker_info(number: int) -> WorkerInfo:
-    host = f"worker-{number:04d}"
-    return WorkerInfo(
-        id=host,
-        models=[MODEL],
-        slots=64,
-        running=64,
-        tokens_per_second={MODEL: 9_500.0},
-        pid=7,
-        host=host,
-    )
-
-
-def _address(server: redis.Redis) -> tuple[str, int]:
+def address(server: redis.Redis) -> tuple[str, int]:
     known = server.get_connection_kwargs()
     return known["host"], known["port"]
 
@@ -224,7 +153,7 @@ def pack(command: Iterable[Any]) -> bytes:
 
 def _claims(claim: bytes, connection: int) -> Iterator[bytes]:
     """The claims of a worker of its own."""
-    claim = claim.replace(_WORKER.encode(), b"worker-%04d" % (connection + 1))
+    claim = claim.replace(WORKER.encode(), b"worker-%04d" % (connection + 1))
     for number in itertools.count(1_000_000):
         yield claim.replace(b"%d" % _CLAIM, b"%d" % (number + 1)).replace(
             b"%d" % _ANSWERED, b"%d" % number
@@ -283,7 +212,7 @@ def _drive(
     calls: int,
 ) -> dict[str, Any]:
     """`calls` commands are a life."""
-    host, port = _address(server)
+    host, port = address(server)
 
     async def run() -> int:
         loop, until = asyncio.get_running_loop(), time.monotonic() + seconds

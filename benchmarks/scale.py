@@ -35,7 +35,7 @@ _IN_LINE = 1.5  # clients for each slot: while one has its answer, another waits
 _SETTLE = 3.0  # seconds, before a window: what began together has got out of step
 _ROUND_SECONDS = 10.0  # of starting workers, and settling, at most
 _SHORTEST = 40  # tokens, of which sequences have more on average
-_SHORT_STEPS = (20, 10, 5)  # ms
+_SHORT_STEPS = (20, 5)  # ms
 _END_WORKERS = 4
 Rounds = dict[int, list[Window]]  # by number of workers
 
@@ -46,7 +46,7 @@ class Part(StrEnum):
     GROWTH = "growth"
     END = "end"
     API = "api"
-    REDIS = "redis"
+    REDIS = "redis"  # the last, for it leaves much behind
 
 
 def main(
@@ -71,15 +71,18 @@ def main(
         document = json.loads(drawn.read_text("utf-8"))
     else:
         counts = [int(count) for count in workers.split(",")]
-        with tempfile.TemporaryDirectory() as folder:
-            figures = _measure(
-                only or list(Part), Path(folder), counts, more, repeats, step_ms / 1000, seconds
-            )
-        before = json.loads(out.read_text("utf-8")) if out and out.exists() else {}
-        known = {part.value: before[part] for part in Part if part in before}
-        document = report(
-            "scale", slots=SLOTS, step_ms=step_ms, seconds=seconds, **(known | figures)
-        )
+        figures = json.loads(out.read_text("utf-8")) if out and out.exists() else {}
+        figures = {part.value: figures[part] for part in Part if part in figures}
+        named = {"slots": SLOTS, "step_ms": step_ms, "seconds": seconds}
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Fleet(Path(folder), slots=SLOTS, step_seconds=step_ms / 1000) as fleet,
+        ):
+            for part in (part for part in Part if part in (only or Part)):
+                figures[part.value] = _measure(part, fleet, counts, more, repeats, seconds)
+                if out:  # nothing is lost if it is ended
+                    out.write_text(json.dumps({**named, **figures}) + "\n", "utf-8")
+        document = report("scale", **named, **figures)
         if out:
             out.write_text(json.dumps(document) + "\n", "utf-8")
     if plot:
@@ -89,46 +92,41 @@ def main(
 
 
 def _measure(
-    parts: list[Part],
-    folder: Path,
-    counts: list[int],
-    more: int,
-    repeats: int,
-    step: float,
-    seconds: float,
+    part: Part, fleet: Fleet, counts: list[int], more: int, repeats: int, seconds: float
 ) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    with Fleet(folder, slots=SLOTS, step_seconds=step) as fleet:
-        if Part.MEMORY in parts:
-            figures["memory"] = memory(fleet)
-        if Part.COSTS in parts:
-            figures["costs"] = costs(fleet)
-        if Part.GROWTH in parts:
-            figures["growth"] = _growth(fleet, counts, more, repeats, seconds)
-        if Part.END in parts:
-            figures["end"] = _end(fleet, step, seconds)
-        fleet.resize(0)
-        if Part.API in parts:
-            figures["api"] = api(fleet, seconds)
-        if Part.REDIS in parts:  # the last, for it leaves much behind
-            key = fleet.make_key()
-            figures["redis"] = {"jobs": replay.job_lives(fleet.redis_url, key, seconds)}
-            for at_once in (1, 8):
-                told = replay.row_lives(fleet.redis_url, key, seconds, at_once)
-                figures["redis"][f"rows_by_{at_once}"] = told
-    return figures
+    if part is Part.GROWTH:
+        return _growth(fleet, counts, more, repeats, seconds)
+    if part is Part.END:
+        return _end(fleet, seconds)
+    if part is Part.MEMORY:
+        return memory(fleet)
+    if part is Part.COSTS:
+        return costs(fleet)
+    fleet.resize(0)
+    if part is Part.API:
+        return api(fleet, seconds)
+    key = fleet.make_key()
+    found = {"jobs": replay.job_lives(fleet.redis_url, key, seconds)}
+    for at_once in (1, 8):
+        told = replay.row_lives(fleet.redis_url, key, seconds, at_once)
+        found[f"rows_by_{at_once}"] = told
+    return found
 
 
 def _growth(
     fleet: Fleet, counts: list[int], more: int, repeats: int, seconds: float
 ) -> dict[str, Any]:
-    """Workers come and go in steps, up with one kind of work and down with the other, so that no
-    number of them is always measured first."""
+    """Workers come in steps; with rows they go in steps in every other round, so that no number of
+    them is always measured first. With jobs they do not, as the clients of those who had gone would
+    make a longer queue for the others."""
     rounds: dict[str, Rounds] = {"rows": {}, "jobs": {}}
     for repeat in range(repeats):
-        up, down = ("rows", "jobs") if repeat % 2 == 0 else ("jobs", "rows")
-        _sweep(fleet, up, counts, seconds, rounds[up])
-        _sweep(fleet, down, counts[::-1], seconds, rounds[down])
+        if repeat % 2 == 0:
+            _sweep(fleet, "rows", counts, seconds, rounds["rows"])
+            _sweep(fleet, "jobs", counts, seconds, rounds["jobs"])
+        else:
+            _sweep(fleet, "jobs", counts, seconds, rounds["jobs"])
+            _sweep(fleet, "rows", counts[::-1], seconds, rounds["rows"])
     figures = {
         kind: [_stand(fleet, count, windows, found[counts[0]]) for count, windows in found.items()]
         for kind, found in ((kind, dict(sorted(r.items()))) for kind, r in rounds.items())
@@ -256,9 +254,10 @@ def _stand(fleet: Fleet, count: int, windows: list[Window], alone: list[Window])
     }
 
 
-def _end(fleet: Fleet, step: float, seconds: float) -> dict[str, Any]:
+def _end(fleet: Fleet, seconds: float) -> dict[str, Any]:
     """Faster and faster devices, until something of ours or of this machine has no time left."""
     found: dict[str, Any] = {}
+    step = fleet.step_seconds
     fleet.resize(_END_WORKERS)
     for kind in ("rows", "jobs"):
         found[kind] = []

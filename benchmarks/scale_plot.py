@@ -84,9 +84,11 @@ def _draw_needs(panel: Axes, costs: Costs, limits: Limits, load: Load) -> None:
     panel.axhline(100, color="#999999", lw=1, ls="--")
     panel.set_xscale("log")
     panel.set_yscale("log")
-    panel.set_ylim(0.05, 2_000)
+    panel.set_ylim(0.005, 2_000)
     panel.set_xticks([1, 10, 100, _MOST], ["1", "10", "100", "1,000"])
-    panel.set_yticks([0.1, 1, 10, 100, 1_000], ["0.1 %", "1 %", "10 %", "100 %", "1,000 %"])
+    panel.set_yticks(
+        [0.01, 0.1, 1, 10, 100, 1_000], ["0.01 %", "0.1 %", "1 %", "10 %", "100 %", "1,000 %"]
+    )
     panel.minorticks_off()
     _finish(panel, f"one Redis, {load.name}", "workers")
     panel.legend(frameon=False, loc="lower right", fontsize=7)

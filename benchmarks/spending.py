@@ -10,9 +10,10 @@ from typing import Any
 
 from redis import Redis
 
+from benchmarks.crowd import crowd, worker_info
 from benchmarks.fleet import MODEL, Fleet, Window
 from benchmarks.load import load, request
-from benchmarks.replay import PROMPT, TOKENS, crowd, spent, worker_info
+from benchmarks.replay import PROMPT, TOKENS, spent
 from slm_client import Client
 from slm_jobs import keys
 from slm_jobs.api_keys import KeyProof

@@ -1,0 +1,170 @@
+"""The tables of docs/scaling.md: what was measured, and what `benchmarks.capacity` makes of it.
+
+python -m benchmarks.capacity_tables [benchmarks/results/scale.json]
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.capacity import LOADS, Costs, Limits, Load, ends_at, need
+
+RESULT = Path(__file__).parent / "results" / "scale.json"
+COUNTS = (1, 3, 10, 30, 100, 300, 1_000)
+
+
+def needs_table(costs: Costs, load: Load) -> str:
+    """Markdown."""
+    unit = load.kind
+    lines = [
+        f"| workers | tokens/s | {unit}/s | Redis cores | Redis commands/s | Redis memory, GB "
+        "| api cores | Redis network, Mbit/s | connections |",
+        "| --- " * 9 + "|",
+    ]
+    for workers in COUNTS:
+        it = need(costs, load, workers)
+        cells = [
+            f"{workers:,}",
+            f"{it.tokens_per_second:,.0f}",
+            f"{it.per_second:,.0f}",
+            f"{it.redis_cores:,.2f}",
+            f"{it.redis_calls:,.0f}",
+            f"{it.memory_gb:,.1f}",
+            f"{it.api_cores:,.1f}",
+            f"{it.network_mbit:,.0f}",
+            f"{it.connections:,.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ends_table(costs: Costs, limits: Limits) -> str:
+    """Markdown: how many workers one Redis can have, by what ends first."""
+    names = [name.removeprefix("Redis: ") for name in ends_at(costs, LOADS[0], limits)]
+    lines = [
+        f"| work | {' | '.join(names)} | first |",
+        "| --- " * (len(names) + 2) + "|",
+    ]
+    for load in LOADS:
+        ends = ends_at(costs, load, limits)
+        first = min(ends, key=lambda name: ends[name])
+        cells = [_workers(end) for end in ends.values()]
+        lines.append(f"| {load.name} | {' | '.join(cells)} | {first.removeprefix('Redis: ')} |")
+    return "\n".join(lines)
+
+
+def _workers(count: float) -> str:
+    return f"{count:,.0f}" if count >= 10 else f"{count:.1f}"
+
+
+def growth_table(document: dict[str, Any]) -> str:
+    """Markdown: what was measured."""
+    lines = [
+        "| | workers | tokens/s | of linear | of the devices | ended a second | Redis | api "
+        "| workers' processes |",
+        "| --- " * 9 + "|",
+    ]
+    for kind in ("rows", "jobs"):
+        for stand in document["growth"][kind]:
+            cores = stand["cores"]
+            cells = [
+                kind,
+                f"{stand['workers']}",
+                f"{stand['tokens_per_second']:,.0f}",
+                f"{100 * stand['efficiency']:.1f} %",
+                f"{100 * stand['of_devices']:.1f} %",
+                f"{stand['per_second']:.1f}",
+                f"{cores['redis']:.3f}",
+                f"{cores['api']:.2f}",
+                f"{cores['workers']:.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def end_table(document: dict[str, Any]) -> str:
+    """Markdown: four workers on faster and faster devices."""
+    lines = [
+        "| | step, ms | tokens/s | of the devices | ended a second | Redis | api "
+        "| workers' processes |",
+        "| --- " * 8 + "|",
+    ]
+    for kind in ("rows", "jobs"):
+        for stand in document["end"][kind]:
+            cores = stand["cores"]
+            cells = [
+                kind,
+                f"{stand['step_ms']}",
+                f"{stand['tokens_per_second']:,.0f}",
+                f"{100 * stand['of_devices']:.0f} %",
+                f"{stand['per_second']:.0f}",
+                f"{cores['redis']:.2f}",
+                f"{cores['api']:.2f}",
+                f"{cores['workers']:.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def costs_table(document: dict[str, Any]) -> str:
+    """Markdown: what the capacity is computed from, and what stands beside it."""
+    costs, memory = Costs.of(document), document["memory"]
+    redis, api, spent = (document[name] for name in ("redis", "api", "costs"))
+    jobs, one, many = (redis[name] for name in ("jobs", "rows_by_1", "rows_by_8"))
+    rows = {
+        "Redis, a job with its ticket and two looks at it": f"{jobs['redis_us']:.0f} µs of CPU; "
+        f"{jobs['per_second']:,.0f} a second with no rest",
+        "Redis, a row": f"{one['redis_us']:.0f} µs; {one['per_second']:,.0f} a second",
+        "Redis, a row of eight in a call": f"{many['redis_us']:.0f} µs; "
+        f"{many['per_second']:,.0f} a second",
+        "Redis, a worker without work, a second": f"{costs.worker_us:.0f} µs, of 1,000 of them",
+        "Redis, a heartbeat; each job or row in it": f"{spent['heartbeat_us']:.0f}; "
+        f"{spent['lease_us']:.0f} µs",
+        "Redis, a look at 1,000 workers": f"{spent['look_at_workers_us'] / 1000:.1f} ms",
+        "commands of Redis for a job; a row": f"{costs.job_calls:.0f}; {costs.row_calls:.0f}, "
+        "most of them within scripts",
+        "bytes to and from Redis for a job; a row": f"{costs.job_network:,.0f}; "
+        f"{costs.row_network:,.0f}",
+        "connections of a worker that has run jobs; rows only": f"{costs.connections:.0f}; "
+        f"{costs.row_connections:.0f}",
+        "bytes in Redis of a job that waits; has ended": f"{costs.waiting_job:,}; "
+        f"{costs.ended_job:,}, and {costs.ended_output:.0f} for each further output",
+        "the same with Redis's own `hash-max-ziplist-value`": f"{memory['waiting_loose_job']:,}; "
+        f"{memory['ended_loose_job']:,}",
+        "bytes in Redis of a row that waits; has ended": f"{costs.waiting_row:,}; "
+        f"{costs.ended_row:,}",
+        "api, `POST /jobs`; `GET /jobs/{id}`": f"{api['post']['per_core']:.0f}; "
+        f"{api['get']['per_core']:.0f} a second for each core",
+        "api, a job whose client waits": f"{costs.api_us / 1000:.1f} ms of a core",
+    }
+    lines = ["| | |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def tables(document: dict[str, Any]) -> dict[str, str]:
+    """All that docs/scaling.md shows, by name."""
+    costs, limits = Costs.of(document), Limits()
+    return {
+        "growth": growth_table(document),
+        "end": end_table(document),
+        "costs": costs_table(document),
+        "ends": ends_table(costs, limits),
+        "jobs": needs_table(costs, LOADS[1]),
+        "rows": needs_table(costs, LOADS[4]),
+    }
+
+
+def main(
+    result: Annotated[Path, typer.Argument(help="What `benchmarks.scale --out` wrote.")] = RESULT,
+) -> None:
+    """Prints the tables of docs/scaling.md."""
+    for name, table in tables(json.loads(result.read_text("utf-8"))).items():
+        print(f"{name}\n\n{table}\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
