@@ -324,6 +324,8 @@ class Server:
 
     def ask(self, path: str, **query: str) -> Any:
         answer = httpx.get(f"{self.url}/api/v1/{path}", params=query, trust_env=False, timeout=30)
+        if answer.status_code == 503:  # in plain text, while it starts
+            answer.raise_for_status()
         document = answer.json()
         assert document["status"] == "success", document
         return document["data"]
@@ -336,7 +338,7 @@ class Server:
         """Twice at least, so that there are rates."""
         try:
             found = self.value_of("count_over_time(up[1m])")
-        except httpx.TransportError:
+        except httpx.HTTPError:
             return False
         return len(found) == 3 and all(float(each["value"][1]) >= 3 for each in found)
 
