@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Self
 from urllib.parse import quote
 
 from kombu import Connection
+from kombu.transport import virtual
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -63,8 +65,36 @@ def _at(host: str, port: int) -> str:
 
 class Broker(Connection):
     """Looks for a Redis that is away as often after an hour as at first; Celery alone would wait
-    for up to 30 s."""
+    for up to 30 s. And a lost connection never ends the worker, see `_Channel`."""
 
     def ensure_connection(self, *args: Any, **options: Any) -> Self:
         options["interval_max"] = _LOOK_AGAIN
         return super().ensure_connection(*args, **options)
+
+    def get_transport_cls(self) -> Any:
+        kombus: Any = super().get_transport_cls()
+        return _transport(kombus)
+
+
+class _Channel(virtual.Channel):
+    """A ticket that is done after its connection was lost cannot be acknowledged. Kombu's channel
+    raises AttributeError then, which Celery's loop does not expect: the worker would end."""
+
+    def basic_ack(self, *args: Any, **options: Any) -> None:
+        self._check_open()
+        super().basic_ack(*args, **options)
+
+    def basic_reject(self, *args: Any, **options: Any) -> None:
+        self._check_open()
+        super().basic_reject(*args, **options)
+
+    def _check_open(self) -> None:
+        if self.connection is None:
+            raise ConnectionResetError("the connection that brought the ticket is closed")
+
+
+@cache
+def _transport(kombus: Any) -> Any:
+    """Kombu's transport, with our channels."""
+    channel = type(kombus.Channel.__name__, (_Channel, kombus.Channel), {})
+    return type(kombus.__name__, (kombus,), {"Channel": channel})

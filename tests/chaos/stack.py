@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,7 +161,9 @@ class Stack:
                 if code is not None:
                     # SIGTERM ends a process that has only begun to start
                     if not member.leaving or code not in (0, -signal.SIGTERM, -signal.SIGKILL):
-                        self.surprises.append(f"{member.name} ended with {code}")
+                        self.surprises.append(
+                            f"{member.name} ended with {code}:\n{_end_of(member.log)}"
+                        )
                         self._stopping.wait(0.5)  # it may be unable to start
                     member.start()
 
@@ -198,3 +201,8 @@ class Stack:
         command = [sys.executable, "-m", "slm_jobs.bootstrap_key", "--file", str(file)]
         subprocess.run(command, env={**os.environ, **self.env}, cwd=ROOT, check=True)
         return file.read_text("utf-8").strip()
+
+
+def _end_of(log: Path, lines: int = 12) -> str:
+    with log.open(errors="replace") as text:
+        return "".join(deque(text, lines))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from celery import Celery
+from kombu import Queue
 from kombu.utils.url import parse_url
 
+from slm_client.redis_server import RedisServer
 from slm_jobs.redis_url import RedisUrl
 from worker.broker import Broker, broker_settings
 
@@ -77,3 +81,21 @@ def test_a_redis_that_is_away_is_looked_for_every_two_seconds(
     intervals: list[tuple[float, float, float]] = []
     connection.ensure_connection(max_retries=None)
     assert [most for *_, most in intervals] == [2]
+
+
+@pytest.mark.parametrize("way", ["ack_log_error", "reject_log_error"])
+def test_a_ticket_that_is_done_after_its_connection_was_lost(
+    redis_server: RedisServer, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Celery's loop ends the worker at any error but those of a connection."""
+    connection = made(redis_server.url).connection_for_read()
+    channel = connection.channel()
+    queue = Queue("tickets", channel=channel)
+    queue.declare()
+    channel.basic_publish(channel.prepare_message("x"), "", "tickets")
+    message = queue.get()
+    assert message
+    connection.collect()
+    channel._disconnect_pools()  # as it does when a connection of it is lost at that moment
+    getattr(message, way)(logging.getLogger("celery"), connection.connection_errors)
+    assert "the connection that brought the ticket is closed" in caplog.text
