@@ -6,6 +6,7 @@ not, or is `missing`.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 
@@ -15,6 +16,7 @@ from slm_core.kernels import library_path, supported, variants
 
 
 def main() -> None:
+    argparse.ArgumentParser("python -m slm_core.kernels", description=__doc__).parse_args()
     runs = supported()
     found = {
         "torch": torch.__version__,

@@ -10,7 +10,6 @@
 namespace slm {
 
 constexpr int KEY_BLOCK = 16;
-constexpr int LINE = 64;  // bytes of a cache line
 constexpr int AHEAD = 3;  // blocks to ask for early: the processor's own prefetch ends with a page
 
 inline void prefetch(const void* from, int bytes) {

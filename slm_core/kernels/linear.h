@@ -180,6 +180,13 @@ struct Inputs {
   }
 };
 
+// Weights that are asked for while the arithmetic of others goes on: a line with every GROUP of
+// inputs, `step` bytes further each time.
+struct Ahead {
+  const char* at;
+  int step;
+};
+
 template <class Kind>
 class Linear {
  public:
@@ -212,28 +219,38 @@ class Linear {
 #pragma omp for schedule(dynamic, chunk) nowait
     for (int item = 0; item < items; item++) {
       int first = item / panels_ * block, last = std::min(rows, first + block);
-      for (int row = first; row < last; row += ROWS)
-        tiles<ROWS>(x, row, std::min(ROWS, last - row), item % panels_, use);
+      int next = (item + 1) % chunk ? item + 1 : item + 1 + (threads - 1) * chunk;  // probably
+      Ahead ahead = panel_ahead(next % panels_, (last - first + ROWS - 1) / ROWS);
+      for (int row = first; row < last; row += ROWS, ahead.at += size_t(ahead.step) * groups_)
+        tiles<ROWS>(x, row, std::min(ROWS, last - row), item % panels_, ahead, use);
     }
   }
 
  private:
+  // A panel to be there after `tiles` of another. A lone tile waits for memory anyway.
+  Ahead panel_ahead(int panel, int tiles) const {
+    constexpr int bytes = COLS * Kind::GROUP * sizeof(typename Kind::Weight);
+    const typename Kind::Weight* at = weights_.get() + panel * panel_size_;
+    return {reinterpret_cast<const char*>(at), tiles > 1 ? (bytes + tiles - 1) / tiles : 0};
+  }
+
   template <int R, class Use>
-  void tiles(const Inputs<Kind>& x, int row, int count, int panel, Use& use) const {
+  void tiles(const Inputs<Kind>& x, int row, int count, int panel, Ahead ahead, Use& use) const {
     if constexpr (R > 0) {
       if (count == R)
-        tile<R>(x, row, panel, use);
+        tile<R>(x, row, panel, ahead, use);
       else
-        tiles<R - 1>(x, row, count, panel, use);
+        tiles<R - 1>(x, row, count, panel, ahead, use);
     }
   }
 
   template <int R, class Use>
-  void tile(const Inputs<Kind>& x, int row, int panel, Use& use) const {
+  void tile(const Inputs<Kind>& x, int row, int panel, Ahead ahead, Use& use) const {
     typename Kind::Sum acc[R][VECTORS] = {};
     const typename Kind::Input* from = x.data.get() + size_t(row) * x.stride;
     const typename Kind::Weight* w = weights_.get() + panel * panel_size_;
     for (int g = 0; g < groups_; g++, from += Kind::GROUP, w += COLS * Kind::GROUP) {
+      __builtin_prefetch(ahead.at + size_t(g) * ahead.step, 0, 2);  // into the second level
       auto w0 = Kind::weights(w), w1 = Kind::weights(w + W * Kind::GROUP),
            w2 = Kind::weights(w + 2 * W * Kind::GROUP);
 #pragma GCC unroll 8

@@ -31,6 +31,8 @@ constexpr int W = 4;
 constexpr int REGISTERS = 16;
 #endif
 
+constexpr int LINE = 64;  // bytes of a cache line
+
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
