@@ -23,7 +23,7 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -196,17 +196,28 @@ class _Fleet(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stand: FleetStand | None = None
+        answered = True
         try:
             stand = self._store.fleet.read(self._models)
         except StoreUnavailable as error:
             log.debug("no gauges of Redis: %s", error)
+            answered = False
         except Exception:  # what we count ourselves is still worth reading
             log.exception("the gauges of Redis cannot be read")
         yield GaugeMetricFamily(
-            "slm_redis_up", "Whether Redis answered a moment ago.", int(stand is not None)
+            "slm_redis_up", "Whether Redis answered a moment ago.", int(answered)
         )
         if stand:
             yield from self._gauges(stand)
+            yield self._expired(stand)
+
+    def _expired(self, stand: FleetStand) -> Metric:
+        expired = CounterMetricFamily(
+            "slm_jobs_expired", "Jobs that no worker began in time.", labels=["model_name"]
+        )
+        for model, numbers in stand.models.items():
+            expired.add_metric([model], numbers.expired)
+        return expired
 
     def _gauges(self, stand: FleetStand) -> Iterator[Metric]:
         for field, name, about in _MODEL_GAUGES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from slm_jobs.schemas import WorkerInfo
+from slm_jobs.records import to_workers
 
 if TYPE_CHECKING:
     from slm_jobs.batches import Run
@@ -21,6 +21,7 @@ class ModelStand(NamedTuple):
     rows_running: int
     waiting_tokens: int  # that all waiting jobs and rows may take, prompts included
     oldest_seconds: float  # for which the oldest waiting job has been there
+    expired: int  # jobs that no worker began in time, ever
     workers: int
     slots: int  # of these workers
 
@@ -44,10 +45,10 @@ class Fleet:
     def read(self, models: Sequence[str]) -> FleetStand:
         """Raises StoreUnavailable."""
         queues, infos, dead_letters, pending, overdue_ms = self._run("fleet", *models)
-        workers = [WorkerInfo.model_validate_json(info) for info in infos]
+        workers = to_workers(infos)
         stands = {}
         for model, numbers in zip(models, queues, strict=True):
-            waiting, running, rows_waiting, rows_running, tokens, oldest_ms = numbers
+            waiting, running, rows_waiting, rows_running, tokens, oldest_ms, expired = numbers
             hosting = [worker for worker in workers if model in worker.models]
             stands[model] = ModelStand(
                 waiting=waiting,
@@ -56,6 +57,7 @@ class Fleet:
                 rows_running=rows_running,
                 waiting_tokens=tokens,
                 oldest_seconds=oldest_ms / 1000,
+                expired=expired,
                 workers=len(hosting),
                 slots=sum(w.model_slots.get(model, w.slots) for w in hosting),
             )

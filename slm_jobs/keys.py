@@ -12,6 +12,7 @@
     slm:models              set     models for which something may wait
     slm:running             hash    model -> how many of its jobs run
     slm:queued_tokens       hash    model -> tokens that its queued jobs may take
+    slm:expired             hash    model -> how many of its jobs have expired, ever
     slm:sequence            int     counts jobs; a job's number is its age
     slm:tickets             int     counts tickets; makes their ids unique
     slm:workers             zset    worker ids; score: ms until which the worker counts as alive
@@ -92,6 +93,7 @@ ENDED = "slm:ended"
 MODELS = "slm:models"
 RUNNING = "slm:running"
 QUEUED_TOKENS = "slm:queued_tokens"
+EXPIRED = "slm:expired"
 SEQUENCE = "slm:sequence"
 TICKETS = "slm:tickets"
 WORKERS = "slm:workers"

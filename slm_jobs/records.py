@@ -6,13 +6,26 @@ Texts that only Python looks into (request, outputs, usage, error) are JSON; tim
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from ulid import ULID
 
-from slm_jobs.schemas import Job, JobError, JobSpec, JobStatus, Output, Piece, QueuePosition, Usage
+from slm_jobs.schemas import (
+    Job,
+    JobError,
+    JobSpec,
+    JobStatus,
+    Output,
+    Piece,
+    QueuePosition,
+    Usage,
+    WorkerInfo,
+)
+
+log = logging.getLogger(__name__)
 
 OUTPUTS = TypeAdapter(list[Output])
 # What scripts return of a record, in this order.
@@ -94,6 +107,17 @@ def to_job(job_id: str, record: Mapping[str, str], queue: QueuePosition | None =
         metadata=asked["metadata"],
         retry_of=record.get("retry_of"),
     )
+
+
+def to_workers(infos: Iterable[str]) -> list[WorkerInfo]:
+    """Without those that cannot be read: a worker of another version must not hide the others."""
+    workers = []
+    for info in infos:
+        try:
+            workers.append(WorkerInfo.model_validate_json(info))
+        except ValidationError as error:
+            log.warning("what a worker tells of itself cannot be read: %s", error)
+    return workers
 
 
 def to_time(milliseconds: str) -> datetime:

@@ -50,7 +50,9 @@ class Settings(BaseSettings):
         86_400, ge=1, description="How long an ended job's record is kept."
     )
     batch_ttl_seconds: int = Field(
-        604_800, ge=1, description="How long an ended batch, its results, and files are kept."
+        604_800,
+        ge=1,
+        description="How long an ended batch, its results, files, and callbacks are kept.",
     )
     dead_letter_ttl_seconds: int = Field(
         604_800, ge=1, description="How long a failed job is kept, to be looked at and redriven."

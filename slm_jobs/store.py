@@ -40,6 +40,7 @@ from slm_jobs.records import (
     to_microseconds,
     to_piece,
     to_record,
+    to_workers,
 )
 from slm_jobs.schemas import (
     Beat,
@@ -455,8 +456,7 @@ class JobStore:
 
     def workers(self) -> list[WorkerInfo]:
         """The workers that gave a sign of life within one lease, by id."""
-        alive = [WorkerInfo.model_validate_json(info) for info in self._run("workers")]
-        return sorted(alive, key=lambda worker: worker.id)
+        return sorted(to_workers(self._run("workers")), key=lambda worker: worker.id)
 
     def forget_worker(self, worker_id: str) -> None:
         """For a clean shutdown: the worker no longer counts as alive."""

@@ -217,6 +217,8 @@ class Lane:
             submission.first_at = now
         if event.token is not None:
             row.tokens += 1
+            if submission.first_token_at is None:
+                submission.first_token_at = now
             if submission.on_token:
                 submission.on_token(row.request, row.tokens, event.token)
         if event.completion:

@@ -93,17 +93,19 @@ class WorkerMetrics:
     ) -> None:
         """What a job came to stands in Redis since this moment."""
         model, claimed = work.model, submission.submitted_at
-        first = submission.first_at or submission.last_at
+        first = submission.first_token_at
         self._queue.labels(model).observe(work.waited_seconds)
-        self._prefill.labels(model).observe(first - claimed)
-        self._first_token.labels(model).observe(work.waited_seconds + first - claimed)
+        if first is not None:
+            self._prefill.labels(model).observe(first - claimed)
+            self._first_token.labels(model).observe(work.waited_seconds + first - claimed)
         if error:
             self.ends.failed(model, error.code, job=True)
             return
         reason = _reason(outputs)
         self._success.labels(model, reason).inc()
         if reason != "cancelled":  # how long that took was its client's choice
-            self._decode.labels(model).observe(submission.last_at - first)
+            if first is not None:
+                self._decode.labels(model).observe(submission.last_at - first)
             self._whole.labels(model).observe(work.waited_seconds + time.monotonic() - claimed)
 
     def job_failed(self, work: Work, error: JobError) -> None:

@@ -53,6 +53,7 @@ class Submission:
         self.taken = False  # by its lane
         self.submitted_at = time.monotonic()
         self.first_at: float | None = None  # when some output had its first token, or ended
+        self.first_token_at: float | None = None
         self.last_at = self.submitted_at  # when the last output ended
         self.sequences: list[int] = []  # in the engine; may name some that have ended
         self._completions: dict[int, Completion] = {}

@@ -1,10 +1,12 @@
 """`python -m worker.tryout`: loads each model as a worker here would, and has it go on with a text.
 
-Prints a line of JSON for each: what came of it, or the `fault`. Needs no Redis.
+Prints two lines of JSON for each: that it is `trying` it, and what came of it, or the `fault`. The
+exit code is 0 if all were tried, with whatever outcome. Needs no Redis.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -39,6 +41,7 @@ def try_out(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
 
 
 def main() -> None:
+    argparse.ArgumentParser("python -m worker.tryout", description=__doc__).parse_args()
     try:
         settings = Settings.from_environment()
         manifest = Manifest.load(*settings.models_files)
@@ -47,8 +50,13 @@ def main() -> None:
     except (SettingsError, ManifestError, UnknownModel) as error:
         sys.exit(f"tryout: {error}")
     for spec in manifest.models.values():
-        sys.stdout.write(json.dumps(try_out(spec, settings)) + "\n")
-        sys.stdout.flush()
+        _tell({"trying": spec.name})
+        _tell(try_out(spec, settings))
+
+
+def _tell(line: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,19 +1,26 @@
 -- fleet(model, model, ...)
 -- -> {for each model {jobs waiting, jobs running, rows waiting, rows running, tokens that what waits may
---     take, ms for which the oldest waiting job has been there}, the info of each worker that is alive as
---     JSON, dead letters, callbacks that are pending, ms for which the longest due of them has been due}
+--     take, ms for which the oldest waiting job has been there, jobs that ever expired}, the info of each
+--     worker that is alive as JSON, dead letters, callbacks that are pending, ms for which the longest due
+--     of them has been due}
 local time = now()
 
 -- In line jobs stand by priority, and by age among their like: the first of each priority is looked at.
-local function oldest_ms(model)
+local function oldest_ms(model, suspects)
   local oldest, above = time, '-inf'
+  local function look(id)
+    oldest = math.min(oldest, tonumber(redis.call('HGET', JOB .. id, 'created_at')) or oldest)
+  end
+  for _, id in ipairs(suspects) do
+    look(id)
+  end
   while true do
     local found = redis.call(
       'ZRANGEBYSCORE', WAITING .. model, above, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     if not found[1] then
       return math.max(time - oldest, 0)
     end
-    oldest = math.min(oldest, tonumber(redis.call('HGET', JOB .. found[1], 'created_at')) or oldest)
+    look(found[1])
     above = (math.floor(found[2] / PRIORITY_STEP) + 1) * PRIORITY_STEP
   end
 end
@@ -25,13 +32,15 @@ end
 local models = {}
 for i = 2, #ARGV do
   local model = ARGV[i]
+  local suspects = suspected_jobs(model)
   models[#models + 1] = {
-    redis.call('ZCARD', WAITING .. model),
+    redis.call('ZCARD', WAITING .. model) + #suspects,
     count(RUNNING, model),
     count(ROWS_WAITING, model),
     count(ROWS_RUNNING, model),
     count(QUEUED_TOKENS, model) + count(ROW_TOKENS_WAITING, model),
-    oldest_ms(model),
+    oldest_ms(model, suspects),
+    count(EXPIRED, model),
   }
 end
 

@@ -65,6 +65,7 @@ def test_every_series_is_there_from_the_start_at_0(client: TestClient) -> None:
         assert found[f"slm_{name}", "model_name", "small"] == 0
     for name in ("dead_letters", "callbacks_pending", "callbacks_overdue_seconds"):
         assert found[(f"slm_{name}",)] == 0
+    assert found["slm_jobs_expired_total", "model_name", "tiny"] == 0
     assert found[("slm_redis_up",)] == 1
     assert ("slm_redis_memory_used_bytes",) in found
     for limit in LIMITS:
@@ -188,7 +189,7 @@ def test_a_mistake_of_ours_does_not_hide_what_was_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(store.fleet, "read", lambda _: 1 / 0)
-    assert scrape(client)[("slm_redis_up",)] == 0
+    assert scrape(client)[("slm_redis_up",)] == 1  # it is not Redis that is down
     assert "the gauges of Redis cannot be read" in caplog.text
 
 

@@ -155,6 +155,7 @@ RULES: dict[str, Rule] = {
     keys.LANES: _never,
     keys.TELLING: _never,
     keys.PENDING_CALLBACKS: _never,
+    keys.EXPIRED: _always,
     keys.CLAIMED_CALLBACKS: _fades(keys.CLAIMED_CALLBACKS),
     keys.UNDELIVERED: _fades(keys.UNDELIVERED),
     keys.CALLBACK_SECRETS: _of_key,

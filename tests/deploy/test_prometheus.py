@@ -35,6 +35,7 @@ NAMES = {
     *("SlmNoWorkers", "SlmQueueGrowing", "SlmOldestJobTooOld", "SlmRedisDown", "SlmApiDown"),
     *("SlmApiErrors", "SlmDeadLetters", "SlmLeasesLost", "SlmCallbacksFailing"),
     *("SlmCallbacksBehind", "SlmSlowFirstToken", "SlmRedisNearlyFull"),
+    *("SlmJobsExpire", "SlmRequestsFail"),
 }
 REQUEST_ID = "follow-me-7"
 

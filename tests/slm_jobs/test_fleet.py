@@ -52,6 +52,44 @@ def test_the_oldest_is_found_behind_those_that_go_first(make_store: MakeStore) -
     assert stand.models[MODEL].oldest_seconds == pytest.approx(30, abs=2)
 
 
+def test_what_crashed_a_worker_waits_too(make_store: MakeStore, redis: Redis) -> None:
+    """Among the suspects, where rows stand as well, which are counted as rows."""
+    store = make_store()
+    for _ in range(2):
+        store.create(spec(), tokens=100)
+    for _ in range(2):
+        claim(store)
+    late = make_store(clock_offset_ms=60_000)
+    assert sweep(late, redis).requeued == 2
+    stand = late.fleet.read([MODEL]).models[MODEL]
+    assert (stand.waiting, stand.running, stand.waiting_tokens) == (2, 0, 200)
+    assert stand.oldest_seconds == pytest.approx(60, abs=2)
+    [queue] = late.queues([MODEL])
+    assert queue.waiting == 2
+
+
+def test_jobs_that_expire_are_counted(make_store: MakeStore, redis: Redis) -> None:
+    """By the sweep, and by a worker that meets them first."""
+    store = make_store()
+    for _ in range(3):
+        store.create(spec(queue_timeout=10), tokens=1)
+    late = make_store(clock_offset_ms=20_000)
+    assert late.claim_next(MODEL, worker="w") == []
+    assert late.fleet.read([MODEL, OTHER]).models[MODEL].expired == 3
+    store.create(spec(queue_timeout=10), tokens=1)
+    sweep(late, redis)
+    assert late.fleet.read([MODEL, OTHER]).models[MODEL].expired == 4
+    assert late.fleet.read([OTHER]).models[OTHER].expired == 0
+
+
+def test_a_worker_that_cannot_be_read_hides_no_others(store: JobStore, redis: Redis) -> None:
+    beat(store, "new")
+    beat(store, "old")
+    redis.hset(keys.WORKER_INFO, "new", '{"id": "new"}')
+    assert store.fleet.read([MODEL]).models[MODEL].workers == 1
+    assert [worker.id for worker in store.workers()] == ["old"]
+
+
 def test_a_record_that_somebody_deleted_is_passed_over(store: JobStore, redis: Redis) -> None:
     job = store.create(spec(), tokens=1).job
     redis.delete(keys.job(job.id))
@@ -94,8 +132,8 @@ def test_workers_bring_slots(store: JobStore) -> None:
     store.heartbeat(WORKER.model_copy(update={"id": "w1", "models": [MODEL]}), [])
     store.heartbeat(WORKER.model_copy(update=few), [])
     stand = store.fleet.read([MODEL, OTHER])
-    assert stand.models[MODEL][6:] == (2, 2 * WORKER.slots)
-    assert stand.models[OTHER][6:] == (1, 4)
+    assert stand.models[MODEL][7:] == (2, 2 * WORKER.slots)
+    assert stand.models[OTHER][7:] == (1, 4)
 
 
 def test_callbacks_and_dead_letters(make_store: MakeStore) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
 
 from slm_core import SamplingParams
 from slm_jobs.manifest import ModelSpec
 from slm_jobs.settings import Settings
+from worker import tryout
 from worker.engines import load_engine, slots_of
 
 PARAMS = SamplingParams(max_tokens=12, seed=3, ignore_eos=True)
@@ -48,3 +52,23 @@ def test_an_untrained_model_needs_the_shape_only(checkpoint: Path, tmp_path: Pat
     assert untrained.generate("Once", PARAMS) == again.generate("Once", PARAMS)
     trained = load_engine(spec(checkpoint), SETTINGS)
     assert untrained.generate("Once", PARAMS) != trained.generate("Once", PARAMS)
+
+
+def test_trying_them_out(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manifest = tmp_path / "models.toml"
+    manifest.write_text(f'[tiny]\ncheckpoint = "{checkpoint}"\n')
+    monkeypatch.setenv("SLM_MODELS_FILE", str(manifest))
+    monkeypatch.setattr("sys.argv", ["tryout", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        tryout.main()
+    assert capsys.readouterr().out.startswith("usage: python -m worker.tryout [-h]")
+    monkeypatch.setattr("sys.argv", ["tryout"])
+    tryout.main()
+    begun, ended = map(json.loads, capsys.readouterr().out.splitlines())
+    assert begun == {"trying": "tiny"}
+    assert (ended["model"], ended["tokens"]) == ("tiny", 4)

@@ -134,6 +134,26 @@ def test_a_job_that_is_cut_short(host: Host, store: JobStore, engine: FakeEngine
     assert counts(host, "time_to_first_token", "e2e_request_latency") == [1, 0]
 
 
+def test_a_job_without_a_token_has_no_time_to_its_first(
+    host: Host, store: JobStore, engine: FakeEngine
+) -> None:
+    """It was cut short while it waited for a slot."""
+    engine._slots = 1
+    first = submit(store, "hold")
+    threads = [serving(host)]
+    until(lambda: engine.live)
+    second = submit(store, "hold")
+    threads.append(serving(host))
+    until(lambda: engine.waiting)
+    host._leases.cancel(second, 1)
+    threads[1].join(5)
+    assert store.get(second).status is JobStatus.CANCELLED
+    assert counts(host, *LATENCIES) == [0, 0, 1, 0, 0]
+    host._leases.cancel(first, 1)
+    threads[0].join(5)
+    assert counts(host, *LATENCIES) == [1, 0, 2, 1, 0]
+
+
 def test_time_that_is_up_is_a_failure(store: JobStore, engine: FakeEngine) -> None:
     host = make_host(store, engine, job_timeout_seconds=0.05)
     submit(store, "hold")

@@ -152,6 +152,7 @@ local function expire_job(id)
     return false
   end
   finish(id, 'expired', 0)
+  redis.call('HINCRBY', EXPIRED, redis.call('HGET', JOB .. id, 'model'), 1)
   return true
 end
 

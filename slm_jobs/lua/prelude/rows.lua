@@ -14,6 +14,17 @@ local function row_of(id)
   return id:match('^(batch_%w+):(%d+)$')
 end
 
+-- Jobs that wait, and crashed a worker. Rows stand among the suspects, too; all of them are few.
+local function suspected_jobs(model)
+  local jobs = {}
+  for _, id in ipairs(redis.call('ZRANGE', SUSPECTS .. model, 0, -1)) do
+    if not row_of(id) then
+      jobs[#jobs + 1] = id
+    end
+  end
+  return jobs
+end
+
 -- The attempt, crashes and worker of a row; nil if it was never claimed, or has ended.
 local function lease_of(batch, row)
   local lease = redis.call('HGET', LEASED .. batch, row)
