@@ -35,7 +35,7 @@ _IN_LINE = 1.5  # clients for each slot: while one has its answer, another waits
 _SETTLE = 3.0  # seconds, before a window: what began together has got out of step
 _ROUND_SECONDS = 10.0  # of starting workers, and settling, at most
 _SHORTEST = 40  # tokens, of which sequences have more on average
-_SHORT_STEPS = (20, 5)  # ms
+_SHORT_STEPS = (20, 10, 5)  # ms
 _END_WORKERS = 4
 Rounds = dict[int, list[Window]]  # by number of workers
 

@@ -11,12 +11,12 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.capacity import CPU, LOADS, Costs, Limits, Load, ends_at, need
+from benchmarks.capacity import CPU, JOBS, ROWS, Costs, Limits, Load, ends_at, need
 
 _COLOURS = {"rows": "#0b3d91", "jobs": "#4a86d8"}
 _LINES = ("#0b3d91", "#c2410c", "#5f6368", "#adb1b6")
 _MOST = 1_000
-_SHOWN = (LOADS[1], LOADS[4])
+_SHOWN = (JOBS, ROWS)
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
@@ -36,8 +36,8 @@ def draw(document: dict[str, Any], path: Path) -> None:
         note = (
             f"Left: 2 cores, steps of {document['step_ms']:g} ms, {document['slots']} slots. "
             f"Right: workers of {CPU:,} tokens/s that are always busy, outputs of 200 tokens; one "
-            f"Redis with {limits.redis_cores:g} of a core, 64 GB, {limits.connections:,} "
-            "connections, 10 Gbit/s."
+            f"Redis with {limits.redis_cores:g} of a core, {limits.memory_gb:g} GB, "
+            f"{limits.connections:,} connections."
         )
         figure.text(0.01, 0.005, note, fontsize=7, color="#777777", va="bottom")
         figure.tight_layout(rect=(0, 0.03, 1, 1))
@@ -79,7 +79,7 @@ def _draw_needs(panel: Axes, costs: Costs, limits: Limits, load: Load) -> None:
     ends = ends_at(costs, load, limits)
     for colour, name in zip(_LINES, ends, strict=True):
         shares = [100 * need(costs, load, count).shares(limits)[name] for count in counts]
-        label = f"{name.removeprefix('Redis: ')}, up to {ends[name]:,.0f}"
+        label = f"{name}: up to {ends[name]:,.0f}"
         panel.plot(counts, shares, color=colour, label=label)
     panel.axhline(100, color="#999999", lw=1, ls="--")
     panel.set_xscale("log")

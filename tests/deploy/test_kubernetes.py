@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from benchmarks.capacity import JOBS, ROWS, Costs, need
+from benchmarks.capacity_tables import RESULT, SHIPPED
 from slm_jobs.settings import Settings
+from tests.docs.pages import blocks
 from worker.host import MAX_JOBS
 
 ROOT = Path(__file__).parents[2]
@@ -22,8 +28,12 @@ FOLDER = ROOT / "deploy" / "kubernetes"
 BASE = "base"
 OVERLAYS = ("base", "autoscale", "gpu")
 SCHEMAS = "1.30"  # of the oldest Kubernetes that these are for
-CUSTOM = {"keda.sh/v1alpha1": "ScaledObject", "monitoring.coreos.com/v1": "PodMonitor"}
-MADE_BY_HAND = {"slm-api-key", "slm-tls"}
+CUSTOM = {
+    ("keda.sh/v1alpha1", "ScaledObject"),
+    ("monitoring.coreos.com/v1", "PodMonitor"),
+    ("monitoring.coreos.com/v1", "PrometheusRule"),
+}
+MADE_BY_HAND = {"slm-api-key", "slm-redis", "slm-tls"}
 WORKLOADS = ("Deployment", "StatefulSet", "Job")
 COMPONENT = "app.kubernetes.io/component"
 PART_OF = {"app.kubernetes.io/part-of": "slm"}  # which kustomize adds
@@ -48,11 +58,11 @@ def documents(overlay: str) -> tuple[Document, ...]:
 
 
 @cache
-def rendered(overlay: str) -> tuple[Document, ...]:
+def rendered(overlay: str, folder: Path = FOLDER) -> tuple[Document, ...]:
     """As kustomize makes them; skips where there is none."""
     if not (kubectl := shutil.which("kubectl")):
         pytest.skip("there is no kubectl, which has kustomize in it: overlays are not rendered")
-    command = [kubectl, "kustomize", str(FOLDER / overlay)]
+    command = [kubectl, "kustomize", str(folder / overlay)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return tuple(yaml.safe_load_all(done.stdout))
@@ -144,17 +154,21 @@ def test_what_kustomize_makes_of_them_is_too(overlay: str) -> None:
 
 
 def check_schema(document: Document) -> None:
-    if CUSTOM.get(document["apiVersion"]) == document["kind"]:
+    if (document["apiVersion"], document["kind"]) in CUSTOM:
         return
     kubernetes_validate.validate(document, SCHEMAS, strict=True)
 
 
 def test_labels_of_custom_kinds_are_looked_at_by_other_tests() -> None:
-    kinds = {d["kind"] for d in documents("autoscale")}
-    assert kinds == set(CUSTOM.values())
+    assert {(d["apiVersion"], d["kind"]) for d in documents("autoscale")} == CUSTOM
 
 
 # References
+
+
+def services() -> list[Document]:
+    """Those that lead to pods: one leads strangers to none."""
+    return [service for service in of_kind("Service") if service["metadata"]["name"] != "nobody"]
 
 
 def test_selectors_select_what_they_are_for() -> None:
@@ -162,7 +176,7 @@ def test_selectors_select_what_they_are_for() -> None:
         assert selected(workload["spec"]["selector"]) == [workload]
         for spread in pod(workload)["spec"].get("topologySpreadConstraints", []):
             assert selected(spread["labelSelector"]) == [workload]
-    for service in of_kind("Service"):
+    for service in services():
         [workload] = selected({"matchLabels": service["spec"]["selector"]})
         assert workload["metadata"]["name"] == service["metadata"]["name"]
     for budget in of_kind("PodDisruptionBudget"):
@@ -178,7 +192,7 @@ def test_every_service_of_compose_is_there() -> None:
 
 
 def test_ports_lead_somewhere() -> None:
-    for service in of_kind("Service"):
+    for service in services():
         [workload] = selected({"matchLabels": service["spec"]["selector"]})
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports(workload).keys()
     for workload in of_kind(*WORKLOADS):
@@ -207,8 +221,14 @@ def test_configurations_and_secrets_exist() -> None:
         assert set(wanted) <= there
     header = (FOLDER / BASE / "kustomization.yaml").read_text()
     assert all(name in header for name in MADE_BY_HAND)
-    data = named("Secret", "slm-redis")["stringData"]
-    assert {ref["key"] for d in documents(BASE) for ref in inside(d, "secretKeyRef")} == set(data)
+    assert of_kind("Secret") == []  # no file of a repository is the place for one
+    [block] = [b for b in blocks("docs/scaling.md") if "create secret" in b.text]
+    made = dict(
+        re.findall(r"create secret generic (\S+) ((?:.|\n)*?)(?=\nkubectl|\nPASS)", block.text)
+    )
+    for document in documents(BASE):
+        for ref in inside(document, "secretKeyRef"):
+            assert f"--from-literal={ref['key']}=" in made[ref["name"]]
 
 
 def test_volumes_exist() -> None:
@@ -229,8 +249,38 @@ def test_network_policies_let_through_what_is_needed_and_close_the_rest() -> Non
     assert names == {"api", "worker", "callbacks", "bootstrap-key"}
     [source] = policies["redis"]["ingress"][0]["from"]
     assert source["podSelector"] == policies["to-redis-and-dns"]["podSelector"]
+    assert len(policies["to-redis-and-dns"]["egress"]) == 2
     outward = [name for name, spec in policies.items() if list(inside(spec, "ipBlock"))]
     assert outward == ["callbacks"]
+
+
+def test_the_rule_for_a_redis_of_ones_own_needs_its_comment_signs_removed_only() -> None:
+    text = (FOLDER / BASE / "network.yaml").read_text()
+    opened = re.sub(r"^(    )# (- to:|    +\S.*|  ports:)$", r"\1\2", text, flags=re.MULTILINE)
+    policies = {d["metadata"]["name"]: d for d in yaml.safe_load_all(opened)}
+    policy = policies["to-redis-and-dns"]
+    check_schema(policy)
+    [_, own, _] = policy["spec"]["egress"]
+    assert [port["port"] for port in own["ports"]] == [6379, 26379]
+    assert list(inside(own, "cidr"))
+
+
+def test_redis_has_a_password_and_keeps_its_name_when_it_cannot_write() -> None:
+    redis = container(named("StatefulSet", "redis"))
+    variables = {v["name"]: v for v in redis["env"]}
+    assert redis["args"][redis["args"].index("--requirepass") + 1] == "$(REDISCLI_AUTH)"
+    secret = variables["REDISCLI_AUTH"]["valueFrom"]["secretKeyRef"]
+    assert secret == {"name": "slm-redis", "key": "password"}
+    assert named("Service", "redis")["spec"]["publishNotReadyAddresses"] is True
+
+
+def test_strangers_get_no_metrics() -> None:
+    [rule] = named("Ingress", "api")["spec"]["rules"]
+    led = {p["path"]: p["backend"]["service"]["name"] for p in rule["http"]["paths"]}
+    assert led == {"/metrics": "nobody", "/": "api"}
+    assert "selector" not in named("Service", "nobody")["spec"]
+    nginx = [b.text for b in blocks("docs/operating.md") if b.language == "nginx"]
+    assert "location = /metrics { return 404; }" in nginx[0]
 
 
 # With the images
@@ -286,13 +336,41 @@ def test_redis_is_set_as_under_compose() -> None:
         return dict(zip(words[1::2], words[2::2], strict=True))
 
     ours, theirs = options(redis["args"]), options(services["redis"]["command"])
-    most = ours.pop("--maxmemory")
-    theirs.pop("--maxmemory")
+    assert ours.pop("--requirepass")
+    assert ours.pop("--maxmemory") == "$(MAXMEMORY)"
+    assert theirs.pop("--maxmemory") == redis_memory(redis)
     assert ours == theirs
     assert redis["image"] == services["redis"]["image"]
-    assert 2 * int(most.removesuffix("gb")) <= int(
-        redis["resources"]["limits"]["memory"].removesuffix("Gi")
-    )
+
+
+def redis_memory(redis: Document) -> str:
+    [most] = [v["value"] for v in redis["env"] if v["name"] == "MAXMEMORY"]
+    return str(most)
+
+
+def redis_of(overlay: str) -> Document:
+    if overlay == BASE:
+        return container(named("StatefulSet", "redis"))
+    return container(yaml.safe_load((FOLDER / overlay / "redis.yaml").read_text()))
+
+
+@pytest.mark.parametrize("overlay", [BASE, "autoscale"])
+def test_redis_holds_what_so_many_busy_workers_make(overlay: str) -> None:
+    redis = redis_of(overlay)
+    memory = int(redis_memory(redis).removesuffix("gb"))
+    limit = redis["resources"]["limits"]["memory"]
+    assert int(limit.removesuffix("Gi")) >= 2 * memory  # its file is rewritten by a copy
+    workers = 1
+    if overlay != BASE:
+        workers = named("ScaledObject", "worker", overlay)["spec"]["maxReplicaCount"]
+    data = named("ConfigMap", "slm-settings")["data"]
+    load = replace(JOBS, kept_seconds=int(data["SLM_JOB_TTL_SECONDS"]))
+    costs = Costs.of(json.loads(RESULT.read_text("utf-8")))
+    assert need(costs, load, workers).memory_gb <= 0.9 * memory
+    assert int(data["SLM_JOB_TTL_SECONDS"]) == JOBS.kept_seconds
+    assert int(data["SLM_BATCH_TTL_SECONDS"]) == ROWS.kept_seconds
+    [shown] = [gb for names, gb in SHIPPED.items() if f"`{overlay}`" in names]
+    assert shown == memory
 
 
 # With the settings
@@ -302,11 +380,13 @@ def test_variables_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {f"SLM_{name.upper()}" for name in Settings.model_fields}
     data = named("ConfigMap", "slm-settings")["data"]
     variables = dict(data)
+    assert variables.pop("FORWARDED_ALLOW_IPS") == "127.0.0.1"  # uvicorn's
     for source in (*documents(BASE), *gpu_patches()):
         for variable in (v for env in inside(source, "env") for v in env):
             variables[variable["name"]] = variable.get("value", "")
+    for name in ("MAXMEMORY", "REDISCLI_AUTH"):  # Redis's
+        del variables[name]
     assert variables.keys() <= known
-    monkeypatch.setenv("SLM_REDIS_URL", named("Secret", "slm-redis")["stringData"]["url"])
     for name, value in variables.items():
         if value:
             monkeypatch.setenv(name, value)
@@ -350,7 +430,8 @@ def test_uploads_and_answers_may_be_as_long_as_the_service_lets_them() -> None:
     assert int(told["proxy-read-timeout"]) > settings.sync_timeout_seconds
     [rule] = named("Ingress", "api")["spec"]["rules"]
     allowed = named("ConfigMap", "slm-settings")["data"]["SLM_ALLOWED_HOSTS"].split(",")
-    assert {rule["host"], "api"} <= set(allowed)
+    within = {"api", "api.slm", "api.slm.svc", "api.slm.svc.cluster.local"}
+    assert {rule["host"]} | within == set(allowed)
 
 
 # Autoscaling
@@ -391,9 +472,9 @@ def test_full_workers_stay() -> None:
 
 def running_target(overlay: str) -> int:
     if overlay == "gpu":
-        patch = yaml.safe_load((FOLDER / "gpu" / "scaledobject.yaml").read_text())
-        [value] = [p["value"] for p in patch if p["path"] == "/spec/triggers/1/metadata/threshold"]
-        return int(value)
+        [patch] = yaml.safe_load((FOLDER / "gpu" / "scaledobject.yaml").read_text())
+        assert patch["path"] == "/spec/triggers/1/metadata/threshold"
+        return int(patch["value"])
     triggers = named("ScaledObject", "worker", "autoscale")["spec"]["triggers"]
     return int(triggers[1]["metadata"]["threshold"])
 
@@ -406,12 +487,38 @@ def test_prometheus_scrapes_every_process() -> None:
     assert all(endpoints & ports(workload).keys() for workload in workloads)
 
 
+def test_alerts_are_those_of_prometheus() -> None:
+    made = runpy.run_path(str(FOLDER / "alerts.py"))
+    assert made["MADE"].read_text("utf-8") == made["rendered"](), (
+        "python deploy/kubernetes/alerts.py"
+    )
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
+    assert named("PrometheusRule", "slm", "autoscale")["spec"] == rules
+
+
+def gpu_worker(made: tuple[Document, ...]) -> Document:
+    [worker] = [d for d in made if (d["kind"], d["metadata"]["name"]) == ("Deployment", "worker")]
+    return worker
+
+
+def test_gpu_workers_have_their_own_image_wherever_the_others_were_pushed(tmp_path: Path) -> None:
+    [patch] = gpu_patches()
+    [image] = kustomization("gpu")["images"]
+    assert container(patch)["image"] == image["name"]
+    assert image["name"] not in {image["name"] for image in kustomization(BASE)["images"]}
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    base = kustomization(BASE)  # after `kustomize edit set image`
+    for each in base["images"]:
+        each["newName"] = f"registry.example/{each['name']}"
+    (tmp_path / BASE / "kustomization.yaml").write_text(yaml.safe_dump(base))
+    made = rendered("gpu", tmp_path)
+    images = {i for d in made for i in inside(d, "image")}
+    assert container(gpu_worker(made))["image"].partition(":")[0] == "slm-worker-gpu"
+    assert "registry.example/slm-api:latest" in images
+
+
 def test_gpu_workers_ask_for_a_gpu() -> None:
-    [worker] = [
-        d
-        for d in rendered("gpu")
-        if d["kind"] == "Deployment" and d["metadata"]["name"] == "worker"
-    ]
+    worker = gpu_worker(rendered("gpu"))
     assert container(worker)["resources"]["limits"]["nvidia.com/gpu"] == "1"
     variables = {v["name"]: v.get("value") for v in container(worker)["env"]}
     assert variables["SLM_DEVICE"] == "cuda"

@@ -19,7 +19,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
+GUIDES = [f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")]
+GUIDES += ["README.md", "CONTRIBUTING.md", "deploy/space/README.md"]
 PAGES = tuple(sorted(GUIDES))  # whose every block is run; as paths from the root
 _COMMENT = re.compile(r"<!-- (not run: |saved as )(.+?) -->\s*\Z", re.DOTALL)
 _ADDRESS = re.compile(r"(?:href|src|srcset)=\"([^\"\s]+)")

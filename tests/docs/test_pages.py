@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from slm_client.redis_server import free_port
 from slm_client.stack import Stack, StackOptions
 from tests.docs.commands import make_targets, problems, slm_problem
-from tests.docs.pages import PAGES, blocks, code_spans
+from tests.docs.pages import PAGES, ROOT, blocks, code_spans, read
 from tests.docs.reader import Reader, checkout
 
 OWN_TEST = {"docs/training.md": "test_training.py"}  # whose commands need less than they say
@@ -47,6 +51,62 @@ def test_what_is_not_run_could_be() -> None:
         found += [f"{block}: {problem}" for problem in problems(shell)]
         assert block.language != "python", f"{block}: code can be run, or saved as a file"
     assert found == []
+
+
+def test_what_pages_import_is_installed_or_they_say_how() -> None:
+    """Their blocks run here with the developers' packages; who has said `make up` has fewer."""
+    [extras] = re.findall(
+        r"\.runtime:.*\n(?:\t@.*\n)*\t\$\(PIP\) --editable '\.\[(.*)\]'",
+        (ROOT / "Makefile").read_text("utf-8"),
+    )
+    there = brought_by("slm-jobs", frozenset(extras.split(",")))
+    assert {"fastapi", "torch", "standardwebhooks"} <= there
+    assert not {"openai", "matplotlib"} & there
+    for page in PAGES:
+        for module in sorted(imported(page)):
+            if module in sys.stdlib_module_names or (ROOT / module).is_dir():
+                continue
+            name = normal(module)  # of its package, too
+            told = f"pip install {name}" in read(page)
+            assert name in there or told, f"{page} imports {module}, and says not whence it comes"
+
+
+def imported(page: str) -> set[str]:
+    found = set()
+    for block in (block for block in blocks(page) if block.language == "python"):
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.partition(".")[0])
+    return found
+
+
+def brought_by(package: str, extras: frozenset[str]) -> set[str]:
+    """The package with what it needs, and what that needs."""
+    found: set[tuple[str, frozenset[str]]] = set()
+    left = [(normal(package), extras)]
+    while left:
+        if (it := left.pop()) in found:
+            continue
+        found.add(it)
+        for line in _requires(it[0]):
+            needed = Requirement(line)
+            wanted = [{"extra": extra} for extra in (*it[1], "")]
+            if needed.marker is None or any(map(needed.marker.evaluate, wanted)):
+                left.append((normal(needed.name), frozenset(needed.extras)))
+    return {name for name, _ in found}
+
+
+def _requires(package: str) -> list[str]:
+    try:
+        return metadata.requires(package) or []
+    except metadata.PackageNotFoundError:  # for another platform
+        return []
+
+
+def normal(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
 
 
 def test_commands_that_the_text_names_exist() -> None:

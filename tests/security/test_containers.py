@@ -5,6 +5,7 @@ There is no container engine where tests run; `make smoke` builds and runs the i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 import yaml
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from slm_client.redis_server import free_port
 from slm_jobs.settings import Settings
@@ -338,6 +341,41 @@ def test_settings_of_services_are_some(services: dict[str, Any]) -> None:
         assert {k.removeprefix("SLM_").lower() for k in given} <= Settings.model_fields.keys(), name
 
 
+def test_records_are_kept_for_as_long_as_on_kubernetes(services: dict[str, Any]) -> None:
+    file = ROOT / "deploy" / "kubernetes" / "base" / "settings.yaml"
+    theirs = yaml.safe_load(file.read_text())["data"]
+    for name in ("SLM_JOB_TTL_SECONDS", "SLM_BATCH_TTL_SECONDS"):
+        told = {services[s]["environment"][name] for s in ("api", "worker", "callbacks")}
+        assert told == {f"${{{name}:-{theirs[name]}}}"}
+
+
+def test_what_a_proxy_says_of_the_scheme_is_believed_where_that_is_set(
+    services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a callback's link begins with http://."""
+    name = "FORWARDED_ALLOW_IPS"
+    told = services["api"]["environment"][name]
+    assert told == f"${{{name}:-127.0.0.1}}"
+    assert "--forwarded-allow-ips" not in command("api", "CMD")  # which would win
+
+    async def scheme_of(sender: str) -> str:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            found.append(scope["scheme"])
+
+        found: list[str] = []
+        trusted = uvicorn.Config(app).forwarded_allow_ips
+        headers = [(b"x-forwarded-proto", b"https")]
+        scope = {"type": "http", "scheme": "http", "client": (sender, 1), "headers": headers}
+        await ProxyHeadersMiddleware(app, trusted)(scope, None, None)
+        return found[0]
+
+    monkeypatch.delenv(name, raising=False)
+    assert asyncio.run(scheme_of("10.1.2.3")) == "http"
+    monkeypatch.setenv(name, "10.0.0.0/8")
+    assert asyncio.run(scheme_of("10.1.2.3")) == "https"
+    assert asyncio.run(scheme_of("192.0.2.1")) == "http"
+
+
 def test_nothing_has_to_be_set_before(services: dict[str, Any]) -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     assert all(":-" in variable for variable in re.findall(r"\$\{[^}]*\}", text))
@@ -364,6 +402,7 @@ def test_a_gpu_is_asked_for_where_there_is_one(services: dict[str, Any]) -> None
     cpu, gpu = services["worker"], services["worker-gpu"]
     [device] = gpu["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert device["device_ids"] == ["0"]  # a count would be the same for each container
     assert gpu["environment"] == {**cpu["environment"], "SLM_DEVICE": "cuda"}
     assert "args" not in gpu["build"]  # PyPI's build of torch has CUDA
     assert cpu["build"]["args"] == {"TORCH_INDEX": "${TORCH_INDEX:-}"}
