@@ -7,6 +7,7 @@ SlmClientError
 ├── JobFailed            a job ended without success; carries the job
 ├── BadInput             a file or folder that a person gave cannot be used; names it, and the line
 └── StartError           `slm up` could not start a part, or could not keep it running
+    └── PortTaken        something listens on its port
 """
 
 from __future__ import annotations
@@ -64,4 +65,8 @@ class BadInput(SlmClientError):
 
 
 class StartError(SlmClientError):
+    pass
+
+
+class PortTaken(StartError):
     pass

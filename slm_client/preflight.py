@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from slm_client.errors import StartError
+from slm_client.errors import PortTaken, StartError
 
 _ALWAYS_ALLOWED = ("localhost", "127.0.0.1", "[::1]")  # the api's own default
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104
+_REDIS_URL = (
+    "--redis-url must look like redis://127.0.0.1:6379/0, rediss://…, "
+    "unix:///run/redis.sock or redis+sentinel://host:26379,host:26379/name."
+)
 
 
 class Lock:
@@ -71,16 +76,17 @@ def local_url(host: str, port: int) -> str:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises StartError unless `host` and `port` can be listened on."""
+    """Raises StartError unless `host` and `port` can be listened on: PortTaken if something
+    listens there already."""
     try:
         _bind(host, port).close()
     except OSError as error:
-        if isinstance(error, socket.gaierror):
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             raise StartError(f"--host {host} is no address of this machine.") from None
-        raise StartError(
-            f"cannot listen on {host} port {port} ({error.strerror}): "
-            "stop what uses it, or choose another --port."
-        ) from None
+        says = f"cannot listen on {host} port {port} ({error.strerror}): "
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(f"{says}stop what uses it, or choose another --port.") from None
+        raise StartError(f"{says}choose another --port.") from None
 
 
 def free_port_on(host: str) -> int:
@@ -113,10 +119,7 @@ def check_redis(url: str) -> None:
     is that of Sentinels."""
     places = _places(url)
     if not places:
-        raise StartError(
-            "--redis-url must look like redis://127.0.0.1:6379/0, rediss://…, "
-            "unix:///run/redis.sock or redis+sentinel://host:26379,host:26379/name."
-        )
+        raise StartError(_REDIS_URL)
     reason: object = ""
     for place in places:
         try:
@@ -130,7 +133,7 @@ def check_redis(url: str) -> None:
 
 def _places(url: str) -> list[str | tuple[str, int]]:
     """Paths of sockets, or hosts and ports. None if the address is not one of Redis."""
-    parts = urlsplit(url)
+    parts = _split(url)
     if parts.scheme == "unix":
         return [parts.path] if parts.path else []
     ports = {"redis": 6379, "rediss": 6379, "redis+sentinel": 26379, "rediss+sentinel": 26379}
@@ -155,6 +158,13 @@ def _connect(place: str | tuple[str, int]) -> None:
 
 
 def without_password(url: str) -> str:
-    """For the screen: scheme, host, port and database only."""
-    parts = urlsplit(url)
+    """For the screen: scheme, host, port and database only. Raises StartError."""
+    parts = _split(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # its text may hold the password
+        raise StartError(_REDIS_URL) from None

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,13 +16,14 @@ from typing import Any
 
 from slm_client import manifests
 from slm_client.cores import cores
-from slm_client.doctor.finding import Finding, fault, last_line, ok, warning
+from slm_client.doctor.finding import Finding, ending, fault, last_line, ok, warning
 from slm_client.doctor.packages import install_command
 from slm_client.siblings import module, run
 
 _LOOK_SECONDS = 120.0  # torch's first import from a slow disk takes a while
 _LOAD_SECONDS = 600.0  # of all models
 _SLOW = "the engine runs on PyTorch alone, several times slower"
+_MORE_MEMORY = "Memory has probably run out: stop what else runs here, or raise the limit."
 _BUILD = f"{sys.executable} -m slm_core.kernels.build"
 _PROGRAM = "#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n"
 
@@ -30,7 +32,7 @@ def look() -> Iterator[Finding]:
     """Torch, the compiler and the kernels."""
     done = run(module("slm_core.kernels"), capture=True, timeout=_LOOK_SECONDS)
     if done.returncode:
-        says = f"torch cannot be used: {last_line(done.stderr)}."
+        says = f"torch cannot be used: {ending(done)}."
         yield fault("torch", says, f"`{install_command('worker')}`")
         return
     found = json.loads(done.stdout)
@@ -113,8 +115,13 @@ def models(data_dir: Path) -> Iterator[Finding]:
         yield fault("models", last_line(checked.stderr), mend)
         return
     done = run(module("worker.tryout"), env=env, capture=True, timeout=_LOAD_SECONDS)
+    trying = ""
     for line in done.stdout.splitlines():
         tried = json.loads(line)
+        if "trying" in tried:
+            trying = f" while trying {tried['trying']}"
+            continue
+        trying = ""
         if "fault" in tried:
             mend = f"Put a whole checkpoint into {tried['checkpoint']}, or take out its entry."
             yield fault("models", f"{tried['model']}: {tried['fault']}", mend)
@@ -124,4 +131,6 @@ def models(data_dir: Path) -> Iterator[Finding]:
             )
             yield ok("models", f"{tried['model']} generates: {told}.")
     if done.returncode:
-        yield fault("models", f"they cannot be tried: {last_line(done.stderr)}")
+        mend = _MORE_MEMORY if done.returncode == -signal.SIGKILL else ""
+        says = f"they cannot be tried: {ending(done).rstrip('.')}{trying}."
+        yield fault("models", says, mend)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from enum import StrEnum
+from subprocess import CompletedProcess
 
 
 class Level(StrEnum):
@@ -32,6 +34,13 @@ def warning(check: str, says: str, mend: str = "") -> Finding:
 
 def fault(check: str, says: str, mend: str = "") -> Finding:
     return Finding(check, Level.FAULT, _line(says), _line(mend))
+
+
+def ending(done: CompletedProcess[str]) -> str:
+    """Why a process failed: what killed it, or the last that it said."""
+    if done.returncode < 0:
+        return f"the process was killed by {signal.Signals(-done.returncode).name}"
+    return last_line(done.stderr)
 
 
 def last_line(text: str) -> str:

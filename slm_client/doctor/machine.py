@@ -88,9 +88,11 @@ def _free_memory() -> int | None:
     try:
         most = int((_CGROUP / "memory.max").read_text())  # "max": there is no limit
         used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        used -= int(stat["inactive_file"])  # cache that makes room by itself
+    except (OSError, KeyError, ValueError):
         return free
-    return min(free, most - used)
+    return min(free, most - max(0, used))
 
 
 def _size(count: int) -> str:

@@ -19,7 +19,7 @@ from slm_client.client import Client
 from slm_client.credentials import choose_key
 from slm_client.doctor.finding import Finding, fault, last_line, ok, warning
 from slm_client.doctor.listeners import listener
-from slm_client.errors import ApiError, ServiceUnreachable, StartError
+from slm_client.errors import ApiError, PortTaken, ServiceUnreachable, StartError
 from slm_client.redis_server import find_redis_server
 from slm_client.siblings import module, run
 
@@ -133,7 +133,7 @@ def port(number: int, url: str) -> Iterator[Finding]:
     """Whether `slm up` can listen on it."""
     try:
         preflight.check_port("127.0.0.1", number)
-    except StartError:
+    except PortTaken:
         who = listener(number)
         by = f" by {who}" if who else ""
         if _is_service_at(number, url):
@@ -141,6 +141,8 @@ def port(number: int, url: str) -> Iterator[Finding]:
         else:
             mend = f"Stop it, or `slm up --port {number + 1 if number < 65535 else 8001}`."
             yield fault("port", f"{number} is taken{by}.", mend)
+    except StartError as error:
+        yield fault("port", str(error))
     else:
         yield ok("port", f"{number} is free.")
 

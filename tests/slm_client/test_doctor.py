@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from slm_client import doctor
+from slm_client import doctor, preflight
 from slm_client.doctor import Finding, Level, Place, engine, machine, packages, services
 from slm_client.doctor.finding import fault, warning
 from slm_client.redis_server import RedisServer, free_port
@@ -175,21 +176,29 @@ def test_room_on_the_disk(
 
 
 @pytest.mark.parametrize(
-    ("free", "limit", "used", "level"),
+    ("free", "limit", "used", "cache", "level"),
     [
-        (8 * GIB, "max", 0, Level.OK),
-        (GIB, "max", 0, Level.WARNING),
-        (8 * GIB, str(2 * GIB), GIB, Level.WARNING),
-        (8 * GIB, str(GIB), GIB, Level.FAULT),
-        (8 * GIB, "", 0, Level.OK),
+        (8 * GIB, "max", 0, 0, Level.OK),
+        (GIB, "max", 0, 0, Level.WARNING),
+        (8 * GIB, str(2 * GIB), GIB, 0, Level.WARNING),
+        (8 * GIB, str(GIB), GIB, 0, Level.FAULT),
+        (8 * GIB, str(4 * GIB), 4 * GIB, 3 * GIB, Level.OK),
+        (8 * GIB, "", 0, 0, Level.OK),
     ],
 )
 def test_memory(
-    free: int, limit: str, used: int, level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    free: int,
+    limit: str,
+    used: int,
+    cache: int,
+    level: Level,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {free // 1024} kB\n")
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {used - cache}\ninactive_file {cache}\n")
     monkeypatch.setattr(machine, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
     assert only(machine.memory()).level is level
@@ -307,7 +316,38 @@ def test_damaged_checkpoints(
     assert "`slm models check`" in found.mend
 
 
+@pytest.mark.parametrize(
+    ("number", "name", "mend"), [(9, "SIGKILL", "Memory has probably run out"), (4, "SIGILL", "")]
+)
+def test_a_model_that_kills_its_process(
+    number: int, name: str, mend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        {"trying": "good"},
+        {"model": "good", "tokens": 4, "seconds": 0.1, "fingerprint": "int8"},
+        {"trying": "big"},
+    ]
+    killed = subprocess.CompletedProcess([], -number, "\n".join(map(json.dumps, lines)), "")
+    answers = iter([subprocess.CompletedProcess([], 0, "", ""), killed])
+    monkeypatch.setattr(engine, "run", lambda *_, **__: next(answers))
+    good, big = engine.models(NOWHERE)
+    assert (good.level, good.says[:15]) == (Level.OK, "good generates:")
+    assert big.level is Level.FAULT
+    says = f"they cannot be tried: the process was killed by {name} while trying big."
+    assert big.says == says
+    assert big.mend.startswith(mend)
+    assert bool(big.mend) == bool(mend)
+
+
 # Redis
+
+
+@pytest.mark.parametrize("netloc", ["[::1", "\N{ACCOUNT OF}secret@h"])
+def test_an_address_that_is_none(netloc: str) -> None:
+    found = only(doctor.guarded("redis", lambda: services.redis(f"redis://:{netloc}/0")))
+    assert found.level is Level.FAULT
+    assert found.says.startswith("--redis-url must look like redis://")
+    assert "secret" not in found.says
 
 
 def test_a_careless_redis(tmp_path: Path) -> None:
@@ -428,6 +468,16 @@ def test_ports(taken: int, url: str, service: FakeService) -> None:
     service.next_answers.append((404, {}, {}))
     found = only(services.port(ours, "http://127.0.0.1:1"))
     assert (found.level, f"`slm up --port {ours + 1}`" in found.mend) == (Level.FAULT, True)
+
+
+def test_a_port_that_this_user_may_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(*_: object) -> socket.socket:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))  # root may have any
+
+    monkeypatch.setattr(preflight, "_bind", bind)
+    found = only(services.port(80, "http://127.0.0.1:1"))
+    assert (found.level, "Permission denied" in found.says) == (Level.FAULT, True)
+    assert "stop what uses it" not in found.says
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells")

@@ -62,7 +62,7 @@ def test_a_busy_port_is_refused() -> None:
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
 def test_a_foreign_host_is_refused(host: str) -> None:
-    with pytest.raises(StartError):
+    with pytest.raises(StartError, match="no address of this machine"):
         preflight.check_port(host, free_port())
     with pytest.raises(StartError, match="no address of this machine"):
         preflight.free_port_on(host)
@@ -126,6 +126,9 @@ def test_a_given_redis(redis_server: RedisServer) -> None:
         "redis://127.0.0.1:port",
         "unix://",
         "redis+sentinel://a,,b/name",
+        "redis://[::1",
+        "redis://:sec\N{ACCOUNT OF}ret@h/0",
     ):
-        with pytest.raises(StartError, match="must look like"):
+        with pytest.raises(StartError, match="must look like") as caught:
             preflight.check_redis(url)
+        assert "ret@" not in str(caught.value)

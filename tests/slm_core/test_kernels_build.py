@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from slm_core import Engine, GPTConfig, SamplingParams, kernels
+from slm_core.kernels.__main__ import main as report
 from slm_core.kernels.build import BuildError, build
 from tests.slm_core.conftest import random_model
 
@@ -45,6 +47,18 @@ def test_no_build_is_said_once_and_pytorch_serves(
         len(engine.generate("Once", SamplingParams(max_tokens=3, ignore_eos=True))[0].token_ids)
         == 3
     )
+
+
+def test_what_there_is_comes_as_json_and_nothing_but_help_can_be_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["kernels"])
+    report()
+    assert json.loads(capsys.readouterr().out)["kernels"].keys() == kernels.variants().keys()
+    monkeypatch.setattr("sys.argv", ["kernels", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        report()
+    assert capsys.readouterr().out.startswith("usage: python -m slm_core.kernels [-h]")
 
 
 def test_a_variant_that_is_not_there_is_an_error_that_says_what_to_do(folder: Path) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.e2e.service import Service
 from tests.ui.conftest import SLOW, Picture
 
 PROMPTS = [f"Once upon a time, a little {animal}" for animal in ("fox", "cat", "dog", "bear")]
+KEPT = "() => sessionStorage.getItem('slm-batch')"
 DROP = """([name, text]) => {
   const transfer = new DataTransfer();
   transfer.items.add(new File([text], name));
@@ -34,6 +36,11 @@ def choose(v: Any, name: str, content: str | bytes) -> None:
 def start(v: Any, **fields: object) -> None:
     v.fill("bulk", **fields)
     v.at("#bulk-start").click()
+
+
+def come_back(v: Any) -> None:
+    """From another tab of the browser: the page asks at once how its batch stands."""
+    v.page.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")
 
 
 def downloaded(v: Any, button: str) -> tuple[str, list[Any]]:
@@ -150,6 +157,99 @@ def test_a_file_that_cannot_be_taken(visit: Any) -> None:
     expect(v.status("bulk")).to_have_text("Done.")
 
 
+def test_a_new_batch_has_the_place_to_itself(visit: Any) -> None:
+    v = visit("bulk")
+    v.at("#bulk-skip").check()
+    choose(v, "old.txt", "A cat\n" + "fox " * 600)
+    start(v, max_tokens=2)
+    expect(v.status("bulk")).to_have_text("Done.")
+    expect(v.at("#bulk-failures li")).to_have_count(1)
+    expect(v.at("#bulk-preview li")).to_have_count(1)
+
+    def held(address: str, act: Callable[[], Any]) -> Route:
+        """The request to an address that `act` leads to, on its way."""
+        found: list[Route] = []
+
+        def hold(route: Route) -> None:
+            if found:
+                route.fallback()
+            else:
+                found.append(route)
+
+        v.page.route(address, hold)
+        with v.page.expect_request(address):
+            act()
+        v.page.evaluate("() => null")
+        [route] = found
+        return route
+
+    old_errors = held("**/batches/*/errors?*", lambda: come_back(v))
+    old_news = held("**/batches/*", lambda: come_back(v))
+    choose(v, "new.txt", "\n".join(PROMPTS))
+    v.fill("bulk", model=SLOW, max_tokens=400)
+    held("**/batches?*", v.at("#bulk-start").click)
+    come_back(v)
+    with v.answered("/batches/"):
+        old_news.continue_()
+    expect(v.at("#bulk-title")).to_have_text("new.txt")
+    expect(v.at("#bulk-start")).to_have_attribute("aria-disabled", "true")
+    v.at("#bulk-cancel").click()
+    expect(v.status("bulk")).to_have_text("Cancelled; nothing was kept.")
+    upload = held("**/batches?*", v.at("#bulk-start").click)
+    upload.continue_()
+    expect(v.status("bulk")).to_have_text("Running.")
+    with v.answered("/errors?"):
+        old_errors.continue_()
+    assert v.at("#bulk-failures li, #bulk-preview li").count() == 0
+    for part in ("errors", "failures", "preview"):
+        expect(v.at(f"#bulk-{part}")).to_be_hidden()
+    v.at("#bulk-cancel").click()
+    expect(v.status("bulk")).to_have_text("Cancelled; what was done is kept.")
+    expect(v.at("#bulk-failures li")).to_have_count(4)
+
+
+def test_a_file_sent_again_after_a_lost_reply_makes_one_batch(visit: Any, service: Service) -> None:
+    v = visit("bulk")
+
+    def made() -> int:
+        return sum(batch.name == "lost.txt" for batch in service.client.batches.list())
+
+    choose(v, "lost.txt", "A cat")
+    v.lose_the_next_reply()
+    start(v, max_tokens=2)
+    expect(v.page.get_by_role("alert")).to_contain_text("The upload broke off")
+    assert made() == 1
+    for expected in (1, 2):
+        v.at("#bulk-start").click()
+        expect(v.status("bulk")).to_have_text("Done.")
+        assert made() == expected
+
+
+def test_a_batch_goes_on_with_another_key_until_it_is_gone(visit: Any, service: Service) -> None:
+    made = service.client.keys.create("guest")
+    v = visit("bulk", key=made["token"])
+    choose(v, "long.txt", "\n".join(PROMPTS))
+    start(v, model=SLOW, max_tokens=400)
+    expect(v.status("bulk")).to_have_text("Running.")
+    batch = v.page.evaluate(KEPT)
+    service.client.keys.revoke(made["id"])
+    come_back(v)
+    expect(v.page.get_by_role("dialog")).to_be_visible()
+    expect(v.at("#bulk-start")).to_have_attribute("aria-disabled", "false")
+    v.at("#key-input").fill(service.api_key)
+    v.at("#key-form button[type=submit]").click()
+    expect(v.page.get_by_role("dialog")).to_be_hidden()
+    expect(v.at("#bulk-start")).to_have_attribute("aria-disabled", "true")
+    gone = json.dumps({"title": "There is no such batch"})
+    v.page.route("**/batches/*", lambda route: route.fulfill(status=404, body=gone))
+    come_back(v)
+    expect(v.page.get_by_role("alert")).to_contain_text("There is no such batch")
+    expect(v.at("#bulk-start")).to_have_attribute("aria-disabled", "false")
+    expect(v.at("#bulk-cancel")).to_be_hidden()
+    assert v.page.evaluate(KEPT) is None
+    service.client.batches.cancel(batch)
+
+
 def test_a_batch_that_is_gone_is_forgotten(visit: Any, service: Service) -> None:
     v = visit("bulk")
     choose(v, "one.txt", "A cat")
@@ -160,4 +260,4 @@ def test_a_batch_that_is_gone_is_forgotten(visit: Any, service: Service) -> None
     v.page.reload()
     v.until_ready()
     expect(v.at("#bulk-title")).to_have_text("No batch yet")
-    assert v.page.evaluate("() => sessionStorage.getItem('slm-batch')") is None
+    assert v.page.evaluate(KEPT) is None

@@ -73,6 +73,22 @@ def test_it_comes_bit_by_bit_and_cancel_keeps_it(visit: Any, service: Service) -
     expect(v.at("#generate-start")).to_be_focused()
 
 
+def test_a_request_sent_again_after_a_lost_reply_makes_one_job(
+    visit: Any, service: Service
+) -> None:
+    v = visit()
+    v.lose_the_next_reply()
+    generate(v, prompt="Once, a reply was lost", max_tokens=3)
+    expect(v.at("#generate-notice")).to_contain_text("The service does not answer")
+    lost = last_job(service).id
+    v.at("#generate-start").click()
+    expect(v.status("generate")).to_have_text(re.compile("^Done: 3 tokens"))
+    assert last_job(service).id == lost
+    v.at("#generate-start").click()
+    expect(v.status("generate")).to_have_text(re.compile("^Done: 3 tokens"))
+    assert last_job(service).id != lost
+
+
 def test_impatience_makes_one_job_and_ends_it(visit: Any, service: Service) -> None:
     v = visit()
     held: list[Route] = []

@@ -44,6 +44,10 @@ def test_without_a_key_the_page_asks_for_one(visit: Any, service: Service) -> No
 
 def test_an_address_with_a_wrong_key(visit: Any, service: Service) -> None:
     v = visit(key="")
+    damaged = f"{service.url}/#key=slm_\N{CYRILLIC SMALL LETTER A}"
+    v.page.goto(damaged)
+    expect(v.at("#key-error")).to_contain_text("no spaces or odd characters")
+    assert v.page.evaluate(KEPT) == [0, "", None]
     v.page.goto(f"{service.url}/#key={WRONG}")
     expect(v.page.get_by_role("dialog").get_by_role("alert")).to_contain_text("revoked")
     expect(v.at("#pulse")).to_have_text("No key")
@@ -53,6 +57,11 @@ def test_an_address_with_a_wrong_key(visit: Any, service: Service) -> None:
     v.until_ready()
     assert v.page.url == f"{service.url}/"
     expect(v.at("#pulse")).to_have_text("1 worker")
+    v.page.goto(damaged)
+    expect(v.page.get_by_role("dialog")).to_be_visible()
+    expect(v.at("#key-error")).to_contain_text("no spaces or odd characters")
+    assert v.page.url == f"{service.url}/"
+    assert v.page.evaluate(KEPT) == [0, "", service.api_key]
 
 
 def test_a_key_that_is_revoked_meanwhile(visit: Any, service: Service) -> None:

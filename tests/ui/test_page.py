@@ -14,6 +14,12 @@ from tests.ui.conftest import SLOW, Picture
 from tests.ui.visit import PHONE
 
 TABS = ("generate", "compare", "bulk", "queue")
+HURRY = """() => {
+  const real = AbortSignal.timeout;
+  return new Promise((resolve) => {
+    AbortSignal.timeout = (ms) => (resolve(ms), real.call(AbortSignal, ms / 100));
+  });
+}"""
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -144,6 +150,14 @@ def test_a_service_that_is_away_is_told_and_found_again(visit: Any) -> None:
     v.page.unroute_all()
     expect(v.at("#pulse")).to_have_text("1 worker")
     expect(v.at("#service-notice")).to_be_empty()
+
+    patience = v.page.evaluate(HURRY)
+    assert patience == 10_000
+    v.page.route("**/queue", lambda _: None)  # it hangs
+    expect(v.at("#pulse")).to_have_text("No answer")
+    expect(v.at("#service-notice")).to_contain_text("The service does not answer")
+    v.page.unroute_all()
+    expect(v.at("#pulse")).to_have_text("1 worker")
 
 
 def test_an_answer_that_is_no_problem_document(visit: Any) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 from playwright.sync_api import expect
@@ -61,27 +60,32 @@ def test_it_is_asked_for_each_second_where_it_is_shown(visit: Any, service: Serv
     def asked() -> int:
         return sum(request.url.endswith("/queue") for request in v.requests)
 
-    @contextmanager
-    def answered() -> Iterator[None]:
-        """Until the page has taken the answer in."""
-        with v.page.expect_event("requestfinished", lambda each: each.url.endswith("/queue")):
-            yield
-        v.page.evaluate("() => scheduler.postTask(() => null, { priority: 'background' })")
-
     def silence() -> int:
         """For how many ms of its clock the page asks for nothing."""
         before, ms = asked(), 0
-        with answered():
+        with v.answered("/queue"):
             while asked() == before:
                 v.page.clock.run_for(100)
                 ms += 100
         return ms
 
+    def drawn() -> list[float]:
+        """When the points of a line were, in seconds; the last at 120."""
+        line = v.at(f"[aria-label={SLOW}] .line").first.get_attribute("d")
+        return [float(point.split()[0]) for point in line.removeprefix("M").split("L")]
+
     silence()
     assert silence() >= 4_900
-    with answered():
+    with v.answered("/queue"):
         v.show("queue")
     assert all(900 <= silence() < 4_900 for _ in range(3))
+    assert drawn()[-1] == 120
+    steps = [round(later - earlier, 1) for earlier, later in pairwise(drawn())]
+    assert steps[-5] >= 4.9  # nobody was looking then
+    assert all(0.9 <= step < 4.9 for step in steps[-3:])
     v.show("bulk")
     silence()
     assert silence() >= 4_900
+    with v.answered("/queue"):
+        v.page.clock.fast_forward(120_000)
+    assert drawn() == [120]  # the last two minutes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 from urllib.parse import urldefrag, urlsplit
 
@@ -9,6 +11,16 @@ from playwright.sync_api import Browser, Locator, Page, Request, Response, expec
 
 from tests.e2e.service import Service
 
+_LOSE = """() => {
+  const real = window.fetch;
+  window.fetch = async (address, options) => {
+    const reply = await real(address, options);
+    if (options.method !== "POST") return reply;
+    window.fetch = real;
+    throw new TypeError("the connection broke");
+  };
+}"""
+_TAKEN_IN = "() => scheduler.postTask(() => null, { priority: 'background' })"
 DESKTOP = {"width": 1120, "height": 800}
 PHONE = {"width": 375, "height": 812}
 
@@ -60,6 +72,17 @@ class Visit:
                 field.select_option(str(value))
             else:
                 field.fill(str(value))
+
+    def lose_the_next_reply(self) -> None:
+        """The next POST does its work, and the page is not told."""
+        self.page.evaluate(_LOSE)
+
+    @contextmanager
+    def answered(self, address: str) -> Iterator[None]:
+        """Until the page has taken in an answer from an address that holds this."""
+        with self.page.expect_event("requestfinished", lambda each: address in each.url):
+            yield
+        self.page.evaluate(_TAKEN_IN)
 
     def status(self, panel: str) -> Locator:
         return self.at(f"#{panel}-status")

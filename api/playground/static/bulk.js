@@ -19,7 +19,8 @@ const ENDS = {
 };
 
 export class Bulk {
-  #batch = null;
+  #id = stored(); // of the batch that is followed, if any
+  #batch = null; // as it was told last
   #timer = 0;
   #previewed = ""; // the batch whose first results are shown
   #upload = null; // an AbortController, while a file goes up
@@ -39,8 +40,7 @@ export class Bulk {
 
   offer(models) {
     fillSelect($("bulk-model"), models);
-    const known = stored();
-    if (known && !this.#batch) this.#read(known);
+    if (!this.#batch?.finished_at) this.#poll();
   }
 
   async #send() {
@@ -53,11 +53,13 @@ export class Bulk {
       const options = { model: $("bulk-model").value, ...this.settings.read(), ...skip };
       this.#upload = new AbortController();
       setBusy(this.start, $("bulk-cancel"), true);
-      $("bulk-batch").hidden = true;
+      this.#clear();
       say($("bulk-title"), file.name);
       say($("bulk-status"), "Sending the file; every line is checked.");
-      say($("bulk-rate"), "");
-      this.#show(await upload(file, options, this.#upload.signal));
+      const batch = await upload(file, options, this.#upload.signal);
+      this.#id = batch.id;
+      store(batch.id);
+      this.#show(batch);
     } catch (problem) {
       setBusy(this.start, $("bulk-cancel"), false);
       const aborted = problem.name === "AbortError";
@@ -67,32 +69,52 @@ export class Bulk {
     this.#upload = null;
   }
 
-  async #read(id) {
-    try {
-      this.#show(await getJson(`batches/${id}`));
-    } catch (problem) {
-      if (problem.status === 404) store("");
-      else if (problem.status !== 401) this.#timer = setTimeout(() => this.#read(id), POLL_MS);
-    }
+  /** Makes room for another batch. What is still told of the one before comes too late. */
+  #clear() {
+    this.#id = this.#previewed = "";
+    this.#batch = null;
+    $("bulk-failures").replaceChildren();
+    $("bulk-preview").replaceChildren();
+    for (const part of ["batch", "errors", "failures", "preview"]) $(`bulk-${part}`).hidden = true;
+    say($("bulk-rate"), "");
+    say($("bulk-download"), "");
   }
 
   async #poll() {
     clearTimeout(this.#timer);
-    if (!this.#batch || document.hidden) return;
+    const id = this.#id;
+    if (!id || document.hidden) return;
     try {
-      this.#show(await getJson(`batches/${this.#batch.id}`));
+      this.#show(await getJson(`batches/${id}`));
     } catch (problem) {
-      if (!problem.passes) return showProblem($("bulk-notice"), problem);
-      say($("bulk-rate"), "The service does not answer; trying again.");
-      this.#timer = setTimeout(() => this.#poll(), POLL_MS);
+      if (id === this.#id) this.#fail(problem);
     }
   }
 
+  #fail(problem) {
+    if (problem.passes) {
+      say($("bulk-rate"), "The service does not answer; trying again.");
+      clearTimeout(this.#timer);
+      this.#timer = setTimeout(() => this.#poll(), POLL_MS);
+      return;
+    }
+    setBusy(this.start, $("bulk-cancel"), false);
+    say($("bulk-rate"), "");
+    if (problem.status === 401) return; // another key is asked for, and goes on
+    if (problem.status !== 404) return showProblem($("bulk-notice"), problem);
+    if (this.#batch) {
+      say($("bulk-status"), "Gone.");
+      showProblem($("bulk-notice"), problem);
+    }
+    store("");
+    this.#clear();
+  }
+
   #show(batch) {
+    if (batch.id !== this.#id) return;
     this.#batch = batch;
     const { counts, status } = batch;
     const ended = batch.finished_at !== null;
-    store(batch.id);
     setBusy(this.start, $("bulk-cancel"), !ended);
     say($("bulk-title"), batch.name ?? batch.id);
     say($("bulk-status"), ENDS[status] ?? (batch.cancel_requested ? "Cancelling." : "Running."));
@@ -120,11 +142,13 @@ export class Bulk {
     try {
       if (ended || failed) {
         const errors = await some(id, "errors", 20);
+        if (id !== this.#id) return;
         $("bulk-errors").hidden = $("bulk-failures").hidden = !errors.length;
         $("bulk-failures").replaceChildren(...errors.map(rowLine));
       }
       if ((ended || counts.succeeded >= SHOWN) && this.#previewed !== id) {
         const results = await some(id, "results", SHOWN);
+        if (id !== this.#id) return;
         this.#previewed = id;
         $("bulk-preview").hidden = !results.length;
         $("bulk-preview").replaceChildren(...results.map(story));

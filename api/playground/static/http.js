@@ -55,6 +55,25 @@ export async function getJson(path, options) {
   }
 }
 
+const lost = new Map(); // the Idempotency-Key of what was sent, while nobody knows whether it came
+
+/**
+ * What a POST makes. Sent again after its reply was lost, it makes nothing more; `what` tells one body
+ * from another. Raises Problem; and AbortError, when `signal` says so.
+ */
+export async function create(path, { what, ...options }) {
+  const name = `${path} ${what}`;
+  const idempotencyKey = lost.get(name) ?? crypto.getRandomValues(new Uint32Array(4)).join("-");
+  lost.delete(name);
+  try {
+    return await getJson(path, { ...options, method: "POST", headers: { "Idempotency-Key": idempotencyKey } });
+  } catch (problem) {
+    const refused = problem.status >= 400 && problem.status < 500;
+    if (!refused || problem.code === "idempotency_in_progress") lost.set(name, idempotencyKey);
+    throw problem;
+  }
+}
+
 export const postJson = (path, json, signal) => getJson(path, { method: "POST", json, signal });
 
 /** What a lost connection is to people. */

@@ -2,7 +2,7 @@
 
 import { count, el } from "./dom.js";
 import { follow } from "./follow.js";
-import { postJson } from "./http.js";
+import { create, postJson } from "./http.js";
 
 /**
  * Submits `request` and follows it. `on` is told: `taken(job)`, `status(status)`, `text(text, tokens)`
@@ -13,7 +13,8 @@ import { postJson } from "./http.js";
  */
 export async function run(request, on = {}) {
   const began = performance.now();
-  const taken = await postJson("jobs", { ...request, stream: true });
+  const json = { ...request, stream: true };
+  const taken = await create("jobs", { json, what: JSON.stringify(json) });
   on.taken?.(taken);
   let text = "";
   let first = null;

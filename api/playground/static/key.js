@@ -21,14 +21,21 @@ export function keep(given) {
   }
 }
 
-/** Takes the key out of `#key=…`, where it is there, so that nobody reads it from the screen. */
+/**
+ * Takes the key out of `#key=…`, so that nobody reads it from the screen, and keeps it if it can be
+ * one. Returns what is wrong with it (empty: nothing), or null where none is there.
+ */
 export function takeFromAddress() {
   const given = new URLSearchParams(location.hash.slice(1)).get("key");
-  if (given === null) return false;
+  if (given === null) return null;
   history.replaceState(null, "", location.pathname + location.search);
-  if (given) keep(given);
-  return given !== "";
+  const wrong = wrongWith(given);
+  if (!wrong) keep(given);
+  return wrong;
 }
 
-/** A header carries printable ASCII only; nothing else is a key. */
-export const isPossible = (given) => /^[\x21-\x7e]+$/.test(given);
+/** What is wrong with a key at first sight: a header carries printable ASCII only. */
+export function wrongWith(given) {
+  if (!given) return "Paste a key.";
+  return /^[\x21-\x7e]+$/.test(given) ? "" : "A key has no spaces or odd characters.";
+}

@@ -5,7 +5,7 @@ import { Compare } from "./compare.js";
 import { $, count, say } from "./dom.js";
 import { Generate } from "./generate.js";
 import { getJson, refusals } from "./http.js";
-import { isPossible, keep, key, takeFromAddress } from "./key.js";
+import { keep, key, takeFromAddress, wrongWith } from "./key.js";
 import { notify, showProblem } from "./problems.js";
 import { Pulse } from "./pulse.js";
 import { Queue } from "./queue.js";
@@ -15,7 +15,6 @@ const REFUSED =
   "The service does not know this key: it may be of another service, mistyped, or revoked. slm up prints " +
   "an address with the right one; slm keys create makes another.";
 
-takeFromAddress();
 const pulse = new Pulse();
 const queue = new Queue(pulse);
 const parts = [new Generate(pulse), new Compare(pulse), new Bulk(pulse), queue];
@@ -61,17 +60,21 @@ const dialog = $("key-dialog");
 function askForKey(title, detail) {
   if (title) notify($("key-notice"), title, detail);
   else $("key-notice").replaceChildren();
-  $("key-error").textContent = "";
+  complain("");
   if (!dialog.open) dialog.showModal();
   $("key-input").select();
+}
+
+function complain(wrong) {
+  $("key-error").textContent = wrong;
+  $("key-input").setAttribute("aria-invalid", wrong !== "");
 }
 
 async function useKey(event) {
   event.preventDefault();
   const given = $("key-input").value.trim();
-  const wrong = !given ? "Paste a key." : isPossible(given) ? "" : "A key has no spaces or odd characters.";
-  $("key-error").textContent = wrong;
-  $("key-input").setAttribute("aria-invalid", wrong !== "");
+  const wrong = wrongWith(given);
+  complain(wrong);
   if (wrong) return $("key-input").focus();
   const before = key();
   keep(given);
@@ -91,11 +94,20 @@ refusals.addEventListener("refused", () => {
 $("key-form").addEventListener("submit", useKey);
 $("key-close").addEventListener("click", () => dialog.close());
 $("key-change").addEventListener("click", () => askForKey());
-window.addEventListener("hashchange", () => takeFromAddress() && load());
+window.addEventListener("hashchange", () => {
+  const wrong = takeFromAddress();
+  if (wrong !== null) begin(wrong);
+});
 
-makeTabs(document.querySelector("[role=tablist]"), (name) => queue.watch(name === "queue"));
-if (key()) load();
-else {
-  say($("pulse-text"), "No key");
-  askForKey();
+/** With the key that there is; asks for one where there is none, or a `wrong` one was given. */
+async function begin(wrong) {
+  if (key()) await load();
+  else say($("pulse-text"), "No key");
+  if (key() && !wrong) return;
+  if (!dialog.open) askForKey();
+  if (wrong) complain(wrong);
 }
+
+const wrong = takeFromAddress(); // before the tabs look at the address
+makeTabs(document.querySelector("[role=tablist]"), (name) => queue.watch(name === "queue"));
+begin(wrong);

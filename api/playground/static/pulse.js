@@ -5,6 +5,7 @@ import { key } from "./key.js";
 
 const QUICK_MS = 1000;
 const CALM_MS = 5000;
+const PATIENCE_MS = 10_000; // after which a service that hangs is as good as away
 
 /** Tells `change` events; `queues` are `GET /queue`'s by model, `problem` why there are none now. */
 export class Pulse extends EventTarget {
@@ -37,7 +38,7 @@ export class Pulse extends EventTarget {
     if (this.#asking || document.hidden || !key()) return;
     this.#asking = true;
     try {
-      const { data } = await getJson("queue");
+      const { data } = await getJson("queue", { signal: AbortSignal.timeout(PATIENCE_MS) });
       this.queues = new Map(data.map((queue) => [queue.model, queue]));
       this.problem = null;
     } catch (problem) {

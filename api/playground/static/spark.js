@@ -1,7 +1,7 @@
 // A line of recent values, as a picture without words; its numbers stand beside it.
 
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 120;
+const WIDTH = 120; // seconds
 const HEIGHT = 28;
 
 function svg(tag, attributes) {
@@ -10,9 +10,9 @@ function svg(tag, attributes) {
   return made;
 }
 
-/** The last `WIDTH` values, one a second, the newest at the right; `top` is the least upper end. */
+/** The values of the last `WIDTH` seconds, the newest at the right; `top` is the least upper end. */
 export class Spark {
-  #values = [];
+  #values = []; // [ms, value]
 
   constructor(top) {
     this.top = top;
@@ -23,12 +23,13 @@ export class Spark {
   }
 
   push(value) {
-    this.#values = [...this.#values, value].slice(-WIDTH);
-    const top = Math.max(this.top, ...this.#values);
-    const left = WIDTH - this.#values.length;
-    const points = this.#values.map((v, at) => `${left + at + 0.5} ${HEIGHT - 1 - (v / top) * (HEIGHT - 3)}`);
+    const now = Date.now(); // goes on while the machine sleeps
+    this.#values = [...this.#values, [now, value]].filter(([at]) => now - at < WIDTH * 1000);
+    const top = Math.max(this.top, ...this.#values.map(([, v]) => v));
+    const x = (at) => WIDTH - (now - at) / 1000;
+    const points = this.#values.map(([at, v]) => `${x(at)} ${HEIGHT - 1 - (v / top) * (HEIGHT - 3)}`);
     const line = points.join("L");
     this.line.setAttribute("d", `M${line}`);
-    this.area.setAttribute("d", `M${left + 0.5} ${HEIGHT}L${line}L${WIDTH - 0.5} ${HEIGHT}Z`);
+    this.area.setAttribute("d", `M${x(this.#values[0][0])} ${HEIGHT}L${line}L${WIDTH} ${HEIGHT}Z`);
   }
 }

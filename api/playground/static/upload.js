@@ -1,7 +1,7 @@
 // A file of prompts, dropped or chosen, and what the service is told of it.
 
 import { $, number, say } from "./dom.js";
-import { Problem, getJson } from "./http.js";
+import { Problem, create } from "./http.js";
 
 const TYPES = { txt: "text/plain", csv: "text/csv", jsonl: "application/jsonl" };
 
@@ -51,7 +51,8 @@ export function upload(file, options, signal) {
   const name = file.name.slice(0, 128);
   query.set("name", name);
   const type = typeOf(file.name);
-  return getJson(`batches?${query}`, { method: "POST", content: file, type, signal }).catch((problem) => {
+  const what = `${file.size} ${file.lastModified}`;
+  return create(`batches?${query}`, { what, content: file, type, signal }).catch((problem) => {
     if (problem.code !== "unreachable") throw problem;
     throw new Problem({ ...problem, title: "The upload broke off", detail: `${problem.detail} A file that can no longer be read also does this: choose it again.` });
   });
