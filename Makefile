@@ -24,13 +24,17 @@ train-tiny: $(VENV)/.train ## Train a toy model on some stories (under two minut
 	$(BIN)/python -m training.train --data runs/tiny-data --out runs/tiny --preset tiny --context 256 --batch 4 --no-compile --minutes 1
 	@echo "Serve it: $(BIN)/slm up --model runs/tiny"
 
+# Files in the order of their names, as the long ones are not the last then. Many tests wait, for
+# processes that start or die: one more at once than there are cores.
+PARALLEL := --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.dev $(VENV)/.kernels $(TOOLS)/prometheus ## Run all tests
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL) --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4
 
 test-ui: $(VENV)/.dev $(VENV)/.kernels ## Test the playground in Chromium; skipped where there is none
 	@for name in chromium chromium-browser google-chrome; do command -v $$name > /dev/null && exit; done; \
 	echo "test-ui: SKIPPED, for there is no Chromium here. On Debian: apt-get install chromium"
-	$(BIN)/python -m pytest -rs tests/ui
+	$(BIN)/python -m pytest -rs $(PARALLEL) --numprocesses 2 tests/ui
 
 check: $(VENV)/.dev ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(600)
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 ROOT = Path(__file__).parents[2]
-EXAMPLES = os.environ.get("SLM_SCHEMATHESIS_EXAMPLES", "100")
+EXAMPLES = os.environ.get("SLM_SCHEMATHESIS_EXAMPLES", "50")
 SEED = os.environ.get("SLM_SCHEMATHESIS_SEED", "1")
 TEMPLATE = """
 [tiny.templates.animal]

@@ -146,28 +146,28 @@ def test_a_worker_added_later_joins(service: Service) -> None:
     service.wait_for_workers(1)
     stop = threading.Event()
     ids: list[str] = []
+    store = redis.Redis.from_url(service.redis.url, decode_responses=True)
 
     def keep_busy() -> None:
-        while not stop.is_set():
-            ids.extend(submit(service, requests(20, seed=len(ids), longest=400)))
-            time.sleep(0.1)
+        while not stop.wait(0.1):
+            if store.zcard("slm:waiting:tiny") < 40:
+                ids.extend(submit(service, requests(20, seed=len(ids), longest=400)))
 
     thread = threading.Thread(target=keep_busy)
     thread.start()
     try:
         service.start_worker()
         service.wait_for_workers(2)
-        store = redis.Redis.from_url(service.redis.url, decode_responses=True)
 
         def both_run() -> bool:
             held = [store.hget(f"slm:job:{i}", "worker") for i in store.zrange("slm:leases", 0, -1)]
             return len(set(filter(None, held))) == 2
 
         until(both_run, "the new worker runs jobs", timeout=10)  # 2 s, on a quiet machine
-        store.close()
     finally:
         stop.set()
         thread.join()
+        store.close()
     finish(service, ids)
 
 
