@@ -259,5 +259,5 @@ def test_a_batch_that_is_gone_is_forgotten(visit: Any, service: Service) -> None
     service.client.batches.delete(batch.id)
     v.page.reload()
     v.until_ready()
+    v.page.wait_for_function(f"({KEPT})() === null")
     expect(v.at("#bulk-title")).to_have_text("No batch yet")
-    assert v.page.evaluate(KEPT) is None
