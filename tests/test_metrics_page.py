@@ -40,7 +40,7 @@ def there(registry: CollectorRegistry) -> Series:
 
 
 def test_of_the_api_and_the_fleet() -> None:
-    stand = FleetStand({"m": ModelStand(*[0] * 8)}, 0, 0, 0.0, 0, 0)
+    stand = FleetStand({"m": ModelStand(*[0] * len(ModelStand._fields))}, 0, 0, 0.0, 0, 0)
     store = Mock()
     store.fleet.read.return_value = stand
     metrics = ApiMetrics(store, ["m"])

@@ -42,6 +42,7 @@ def outage(
     store: JobStore, redis_process: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis goes away as soon as it has taken a job."""
+    monkeypatch.setattr("api.follow._AWAY_SECONDS", 1.0)  # that a stream waits for it
     create = store.create
 
     def taken(*args: Any, **fields: Any) -> Admission:

@@ -67,7 +67,12 @@ class Caller:
 
     def __init__(self, service: Service) -> None:
         self._client = httpx.Client(
-            base_url=service.url, headers=service.headers, trust_env=False, timeout=60
+            base_url=service.url,
+            headers=service.headers,
+            trust_env=False,
+            timeout=60,
+            # a crowd at once; kept connections, which one thread closes and another reads, broke it
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
         self.routes = sorted(
             f"{method.upper()} {path}"

@@ -174,5 +174,5 @@ def test_what_is_shown_to_try_works(start: Start) -> None:
 def test_an_address_that_is_not_ours(start: Start) -> None:
     up = start("--host", "192.0.2.1")  # which no machine has
     assert up.process.wait(10) == 1
-    assert up.text().startswith("cannot listen on 192.0.2.1 port ")
+    assert up.text().startswith("--host 192.0.2.1 is no address of this machine.")
     assert "Traceback" not in up.text()
