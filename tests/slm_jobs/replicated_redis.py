@@ -144,7 +144,7 @@ class ReplicatedRedis:
             )
 
 
-def _until(condition: Any, what: str, timeout: float = 30.0) -> None:
+def _until(condition: Any, what: str, timeout: float = 60.0) -> None:  # a stalled Sentinel rests 30 s
     deadline = time.monotonic() + timeout
     while True:
         try:
