@@ -144,7 +144,8 @@ class ReplicatedRedis:
             )
 
 
-def _until(condition: Any, what: str, timeout: float = 60.0) -> None:  # a stalled Sentinel rests 30 s
+def _until(condition: Any, what: str, timeout: float = 60.0) -> None:
+    """A Sentinel that was stalled rests for 30 s."""
     deadline = time.monotonic() + timeout
     while True:
         try:
