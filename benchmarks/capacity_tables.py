@@ -99,50 +99,41 @@ def shipped_table(costs: Costs) -> str:
 
 def growth_table(document: dict[str, Any]) -> str:
     """Markdown: what was measured."""
-    lines = [
-        "| | workers | tokens/s | of linear | of the devices | ended a second | Redis | api "
-        "| workers' processes |",
-        "| --- " * 9 + "|",
-    ]
-    for kind in ("rows", "jobs"):
-        for stand in document["growth"][kind]:
-            cores = stand["cores"]
-            cells = [
-                kind,
-                f"{stand['workers']}",
-                f"{stand['tokens_per_second']:,.0f}",
-                f"{100 * stand['efficiency']:.1f} %",
-                f"{100 * stand['of_devices']:.1f} %",
-                f"{stand['per_second']:.1f}",
-                f"{cores['redis']:.3f}",
-                f"{cores['api']:.2f}",
-                f"{cores['workers']:.2f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    columns = {
+        "workers": "{workers}",
+        "tokens/s": "{tokens_per_second:,.0f}",
+        "of linear": "{efficiency:.1%}",
+        "of the devices": "{of_devices:.1%}",
+        "ended a second": "{per_second:.1f}",
+        "Redis": "{cores[redis]:.3f}",
+        "api": "{cores[api]:.2f}",
+        "workers' processes": "{cores[workers]:.2f}",
+    }
+    return _stands_table(document["growth"], columns)
 
 
 def end_table(document: dict[str, Any]) -> str:
     """Markdown: four workers on faster and faster devices."""
-    lines = [
-        "| | step, ms | tokens/s | of the devices | ended a second | Redis | api "
-        "| workers' processes |",
-        "| --- " * 8 + "|",
-    ]
+    columns = {
+        "step, ms": "{step_ms}",
+        "tokens/s": "{tokens_per_second:,.0f}",
+        "of the devices": "{of_devices:.0%}",
+        "ended a second": "{per_second:.0f}",
+        "Redis": "{cores[redis]:.2f}",
+        "api": "{cores[api]:.2f}",
+        "workers' processes": "{cores[workers]:.2f}",
+    }
+    return _stands_table(document["end"], columns)
+
+
+def _stands_table(stands: dict[str, list[dict[str, Any]]], columns: dict[str, str]) -> str:
+    """A line for each stand; `columns` are the format of each, by head."""
+    lines = [f"| | {' | '.join(columns)} |"]
+    lines.append("| --- " * (1 + len(columns)) + "|")
     for kind in ("rows", "jobs"):
-        for stand in document["end"][kind]:
-            cores = stand["cores"]
-            cells = [
-                kind,
-                f"{stand['step_ms']}",
-                f"{stand['tokens_per_second']:,.0f}",
-                f"{100 * stand['of_devices']:.0f} %",
-                f"{stand['per_second']:.0f}",
-                f"{cores['redis']:.2f}",
-                f"{cores['api']:.2f}",
-                f"{cores['workers']:.2f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+        for stand in stands[kind]:
+            cells = (form.format_map(stand).replace("%", " %") for form in columns.values())
+            lines.append(f"| {' | '.join([kind, *cells])} |")
     return "\n".join(lines)
 
 
