@@ -15,6 +15,25 @@ from torch.overrides import TorchFunctionMode
 
 from slm_core.config import GPTConfig
 
+_BLOCK = 64  # queries at a time
+
+
+def _attention_by_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention over [batch, heads, time, width of a head], for torch.compile on a CPU.
+
+    Each block of queries sees only the keys up to its end, so half the products are never made. As
+    plain operations both directions compile to less than half the time of PyTorch's own kernel.
+    """
+    scale, outputs = q.shape[-1] ** -0.5, []
+    for start in range(0, q.shape[2], _BLOCK):
+        rows = q[:, :, start : start + _BLOCK]
+        end = start + rows.shape[2]
+        scores = (rows @ k[:, :, :end].transpose(-1, -2)).float() * scale
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(start + 1)
+        weights = scores.masked_fill(later, -math.inf).softmax(-1)
+        outputs.append(weights.to(v.dtype) @ v[:, :, :end])
+    return torch.cat(outputs, dim=2)
+
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
@@ -28,7 +47,10 @@ class CausalSelfAttention(nn.Module):
         qkv = self.c_attn(x).view(batch, time, 3, self.n_head, width // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         # Without dropout of its own: with it a CPU takes the slow path, and a step twice as long.
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if self.training and x.device.type == "cpu":
+            y = _attention_by_blocks(q, k, v)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return cast(Tensor, self.c_proj(y.transpose(1, 2).reshape(batch, time, width)))
 
 

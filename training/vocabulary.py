@@ -90,7 +90,10 @@ class CompactVocabulary:
         logits = F.linear(model.hidden(ids), model.wte.weight).float()
         if not self.unused:
             return logits
-        return torch.cat([logits[..., :-1], logits[..., -1:] + self._log_unused], dim=-1)
+        # A sum with a vector, not a cat, which no compiler makes a fast loop of.
+        at_shared = torch.zeros(len(self), device=logits.device)
+        at_shared[self.shared] = self._log_unused
+        return logits + at_shared
 
     def expand(self, model: GPT, config: GPTConfig) -> GPT:
         """The plain model over the whole vocabulary, on the CPU, that `model`, a compact one,
