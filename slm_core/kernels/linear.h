@@ -147,13 +147,20 @@ struct Inputs {
     offset = allocate<int32_t>(rows);
   }
 
+  typedef typename Kind::Input Narrow __attribute__((vector_size(sizeof(typename Kind::Input) * W)));
+
+  // What is kept of x[i ...] of a row.
+  vf decoded(int row, int i) const {
+    vf levels = __builtin_convertvector(load<Narrow>(data.get() + size_t(row) * stride + i), vf);
+    return madd(splat(scale[row]), levels, splat(middle[row]));
+  }
+
   // Takes over row x, which reads as zero up to a multiple of W. A row with a NaN stays one.
   void encode(int row, const float* x) {
     typename Kind::Input* to = data.get() + size_t(row) * stride;
     if constexpr (!Kind::SCALED) {
       for (int i = 0; i < width; i += W) narrow(to + i, load<vf>(x + i));
     } else {
-      typedef typename Kind::Input Narrow __attribute__((vector_size(sizeof(typename Kind::Input) * W)));
       vf high = splat(0.0f), low = splat(0.0f), broken = splat(0.0f);
       for (int i = 0; i < width; i += W) {
         vf v = load<vf>(x + i);
@@ -185,6 +192,23 @@ struct Inputs {
 struct Ahead {
   const char* at;
   int step;
+};
+
+// One output's weights in 8 bits: w is about scale * level(w). A NaN among them is in the scale.
+struct Levels {
+  float scale, inverse;
+
+  Levels(const float* row, int count) {
+    float most = 1e-20f, broken = 0;
+    for (int i = 0; i < count; i++) {
+      most = std::max(most, std::fabs(row[i]));
+      broken += row[i] * 0.0f;
+    }
+    scale = most / 127.0f + broken;
+    inverse = broken == 0 ? 127.0f / most : 0;
+  }
+
+  float level(float w) const { return inverse ? std::nearbyint(w * inverse) : 0; }
 };
 
 template <class Kind>
@@ -284,26 +308,18 @@ class Linear {
     for (int lane = 0; lane < COLS; lane++) {
       int output = panel * COLS + lane;
       const float* row = output < outputs_ ? weight + size_t(output) * inputs_ : nullptr;
-      float most = 0, inverse = 1;
       if (row && bias) bias_[output] = bias[output];
-      if constexpr (Kind::SCALED) {
-        float broken = 0;
-        for (int i = 0; row && i < inputs_; i++) {
-          most = std::max(most, std::fabs(row[i]));
-          broken += row[i] * 0.0f;
-        }
-        most = std::max(most, 1e-20f);
-        scales_[output] = most / 127.0f + broken;
-        inverse = 127.0f / most;
-        if (broken != 0) row = nullptr;  // a NaN: its scale carries it
-      }
+      Levels levels(row, row && Kind::SCALED ? inputs_ : 0);
       int total = 0;
       for (int i = 0; i < groups_ * Kind::GROUP; i++) {
         float w = row && i < inputs_ ? row[i] : 0.0f;
-        if constexpr (Kind::SCALED) total += int(w = std::nearbyint(w * inverse));
+        if constexpr (Kind::SCALED) total += int(w = levels.level(w));
         Kind::pack(to + size_t(i / Kind::GROUP) * COLS * Kind::GROUP, w, lane, i % Kind::GROUP);
       }
-      if constexpr (Kind::SCALED) sums_[output] = scales_[output] * float(total);
+      if constexpr (Kind::SCALED) {
+        scales_[output] = levels.scale;
+        sums_[output] = levels.scale * float(total);
+      }
     }
   }
 

@@ -8,10 +8,12 @@
 
 #include <atomic>
 #include <new>
+#include <optional>
 
 #include "attention.h"
 #include "linear.h"
 #include "sampling.h"
+#include "screen.h"
 
 namespace slm {
 
@@ -124,6 +126,7 @@ class Gpt final : public Model {
         stream_stride_(round_up(shape.width, COLS)),
         qkv_stride_(round_up(3 * shape.width, COLS)),
         inner_stride_(round_up(4 * shape.width, COLS)) {
+    if constexpr (std::is_same_v<Kind, Fp32>) screen_.emplace(w.token_embedding, shape.width, shape.vocab);
     layers_.reserve(shape.layers);
     for (int i = 0; i < shape.layers; i++) layers_.emplace_back(w.layers[i], shape.width);
   }
@@ -161,18 +164,31 @@ class Gpt final : public Model {
       for (auto& mine : scratch_) mine.resize(floats + 2 * shape_.padded_head_dim());
       threads_ = b.threads;
     }
+    arrange(b);
     wide_rows_.assign(b.outputs, -1);
     if (b.draws) reserve_draws(b);
   }
 
+  // Which outputs need all their logits, and so come first where the others are screened.
+  void arrange(const Batch& b) {
+    screened_ = screen_ && screen_->pays() && b.draws && !b.logits;
+    places_.clear();
+    for (int i = 0; i < b.outputs; i++)
+      if (!screened_ || !b.draws[i].candidates()) places_.push_back(i);
+    whole_ = int(places_.size());
+    for (int i = 0; i < b.outputs; i++)
+      if (screened_ && b.draws[i].candidates()) places_.push_back(i);
+  }
+
   void reserve_draws(const Batch& b) {
-    size_t wide = 0, candidates = size_t(b.threads) * Collector::ROOM;
+    size_t wide = 0, candidates = size_t(b.threads) * std::max(Collector::ROOM, Shortlist::ROOM);
     for (int i = 0; i < b.outputs; i++)
       if (!b.draws[i].candidates()) wide_rows_[i] = int(wide++);
     wide_logits_.resize(std::max(wide_logits_.size(), wide * shape_.vocab));
-    collectors_.resize(std::max(collectors_.size(), size_t(b.threads) * b.outputs));
     best_.resize(std::max(best_.size(), size_t(b.threads)));
     for (auto& mine : best_) mine.reserve(wide ? std::max(candidates, size_t(shape_.vocab)) : candidates);
+    if (screened_) return screen_->reserve(b.outputs, b.threads);
+    collectors_.resize(std::max(collectors_.size(), size_t(b.threads) * b.outputs));
     for (int i = 0; i < b.outputs; i++)
       if (int keep = b.draws[i].candidates())
         for (int t = 0; t < b.threads; t++) collectors_[size_t(t) * b.outputs + i].start(keep);
@@ -270,14 +286,19 @@ class Gpt final : public Model {
 
   void finish(const Batch& b) {
 #pragma omp for schedule(static) nowait
-    for (int i = 0; i < b.outputs; i++) {
+    for (int place = 0; place < b.outputs; place++) {
+      int i = places_[place];
       norm_.apply(stream_.get() + size_t(b.output_rows[i]) * stream_stride_, scratch());
-      last_.encode(i, scratch());
+      if (place < whole_)
+        last_.encode(place, scratch());
+      else
+        screen_->start(place - whole_, scratch(), b.draws[i].candidates());
     }
     barrier_.wait();
     int vocab = shape_.vocab;
     Collector* mine = collectors_.data() + size_t(omp_get_thread_num()) * b.outputs;
-    head_.apply(last_, b.outputs, b.threads, [&](int i, int column, const vf(&y)[VECTORS]) {
+    head_.apply(last_, whole_, b.threads, [&](int place, int column, const vf(&y)[VECTORS]) {
+      int i = places_[place];
       float* full = b.logits ? b.logits + size_t(i) * vocab : wide_logits(i);
       if (full) {
         float row[COLS];
@@ -287,20 +308,25 @@ class Gpt final : public Model {
       if (b.draws && b.draws[i].candidates()) mine[i].offer(y, column, vocab);
     });
     if (!b.draws) return;
+    if (screened_) screen_->apply(b.outputs - whole_, b.threads);
     barrier_.wait();
 #pragma omp for schedule(dynamic, 1) nowait
-    for (int i = 0; i < b.outputs; i++) draw(b, i);
+    for (int place = 0; place < b.outputs; place++) draw(b, place);
   }
 
   float* wide_logits(int i) {
     return wide_rows_[i] < 0 ? nullptr : wide_logits_.data() + size_t(wide_rows_[i]) * shape_.vocab;
   }
 
-  void draw(const Batch& b, int i) {
+  void draw(const Batch& b, int place) {
+    int i = places_[place];
     Draw& d = b.draws[i];
     auto& best = best_[omp_get_thread_num()];
     best.clear();
-    if (d.candidates()) {
+    if (place >= whole_) {
+      screen_->best(place - whole_, best);
+      d.token = draw_from(d, best);
+    } else if (d.candidates()) {
       bool broken = false;
       for (int t = 0; t < b.threads; t++) {
         const Collector& c = collectors_[size_t(t) * b.outputs + i];
@@ -320,6 +346,7 @@ class Gpt final : public Model {
   std::vector<Layer> layers_;
   Norm norm_;
   Linear<Kind> head_;
+  std::optional<Screen> screen_;  // of an fp32 head
 
   int stream_stride_, qkv_stride_, inner_stride_;  // floats of a row
   int rows_ = 0, outputs_ = 0, threads_ = 0;       // that there is room for
@@ -329,6 +356,9 @@ class Gpt final : public Model {
   std::vector<Collector> collectors_;  // [thread][output]
   std::vector<std::vector<Candidate>> best_;
   std::vector<std::vector<float>> scratch_;
+  std::vector<int> places_;  // outputs, in the order of their rows in last_, then of screen_'s
+  int whole_ = 0;            // of them that are in last_
+  bool screened_ = false;
   std::vector<int> wide_rows_;
   std::vector<float> wide_logits_;
 };

@@ -6,6 +6,7 @@ import math
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -131,6 +132,51 @@ def test_draws_equal_the_samplers(
         [token] = backend.step(*((0, [(ids, params)]) if len(ids) == 3 else (1, [])))
         assert token == int(sampler.draw(logits, 0))
         ids.append(token)
+
+
+def unseen_tokens(weight: torch.Tensor) -> None:
+    """Most have one row, as after training over a compact vocabulary; its logit is among the best
+    of those that come first."""
+    weight[100:3000] = weight[:100].mean(0)
+
+
+def outliers(weight: torch.Tensor) -> None:
+    weight[::97] *= 20
+    weight[:, 5] *= 30
+
+
+def common_part(weight: torch.Tensor) -> None:
+    """Rows that differ by less than 8 bits of them tell."""
+    weight += 40 * weight[0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("change", [None, unseen_tokens, outliers, common_part])
+@pytest.mark.parametrize("top_k", [1, 40, 64])
+def test_a_screened_head_draws_what_the_whole_one_would(
+    variant: str, change: Callable[[torch.Tensor], None] | None, top_k: int
+) -> None:
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=36, context_length=16, vocab_size=5000)
+    model = random_model(config)
+    if change:
+        with torch.no_grad():
+            change(model.wte.weight)
+    backend = NativeBackend(model, 24, "fp32", variant)
+    whole = NativeBackend(model, 1, "fp32", variant)
+    sampler = Sampler(24, torch.device("cpu"))
+    # hot, so that the last of the candidates are drawn as well; one row needs all its logits
+    params = [SamplingParams(temperature=50, top_k=top_k, seed=seed) for seed in range(23)]
+    params.insert(7, SamplingParams(temperature=50, top_k=None, seed=23))
+    sampler.assign(0, params)
+    rows = [[slot, 5] for slot in range(24)]
+    admitted = list(zip(rows, params, strict=True))
+    for step in range(6):
+        logits = torch.full((24, round_up(config.vocab_size, BLOCK)), -math.inf)
+        for row, ids in zip(logits, rows, strict=True):
+            row[: config.vocab_size] = whole.logits(ids)[-1]
+        drawn = backend.step(*((0, admitted) if step == 0 else (24, [])))
+        assert drawn == sampler.draw(logits, 0).tolist()
+        rows = [[*ids, token] for ids, token in zip(rows, drawn, strict=True)]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
