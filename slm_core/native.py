@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,13 @@ from slm_core.linear import Precision
 from slm_core.model import GPT
 from slm_core.sampling import SamplingParams, noise_keys
 
-_KEY_BLOCK = 16  # positions and head sizes come in these, see kernels/attention.h
+# See kernels/attention.h.
+_KEY_BLOCK = 16  # positions and head sizes come in these
+_KEY_BYTES: dict[Precision, Callable[[int], int]] = {  # of a position's key or value of a head
+    "fp32": lambda size: 4 * size,
+    "bf16": lambda size: 2 * size,
+    "int8": lambda size: 4 + size,  # a scale first
+}
 
 # The structs of kernels/model.cpp and kernels/sampling.h.
 _int, _pointer = ctypes.c_int32, ctypes.c_void_p
@@ -83,8 +89,8 @@ class NativeBackend:
         self._embeddings = (weights["wte.weight"], weights["wpe.weight"])  # the kernels read them
         positions = round_up(config.context_length, _KEY_BLOCK)
         head_dim = round_up(config.head_dim, _KEY_BLOCK)
-        values = config.n_layer * 2 * slots * config.n_head * positions * head_dim
-        pages = untouched_pages(values * (4 if precision == "fp32" else 2))
+        cached = config.n_layer * 2 * slots * config.n_head * positions
+        pages = untouched_pages(cached * _KEY_BYTES[precision](head_dim))
         self._cache = (ctypes.c_char * len(pages)).from_buffer(pages)
         names = [f"h.{index}.{name}" for index in range(config.n_layer) for name in _LAYER]
         layers = (_pointer * (2 * len(names)))(

@@ -1,7 +1,8 @@
 // Attention of one query over the keys and values of its slot, up to its own position.
 //
 // Keys of 16 positions stand together, [position / 16][dim][position % 16], so that 16 scores grow
-// side by side and no sum runs across lanes; values are [position][dim]. `dim` is a multiple of 16.
+// side by side and no sum runs across lanes; values are [position][dim], in blocks of 16, too. `dim`
+// is a multiple of 16. In 8 bits every position of a head has a scale for its key and one for its value.
 // What a query gives depends on its length alone: prefill and decode round alike.
 #pragma once
 
@@ -16,23 +17,74 @@ inline void prefetch(const void* from, int bytes) {
   for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(static_cast<const char*>(from) + i);
 }
 
+// Bytes at the start of a block of 8-bit keys or values: what each position's are multiples of.
+template <class T>
+constexpr int SCALES = sizeof(T) == 1 ? KEY_BLOCK * int(sizeof(float)) : 0;
+
+template <class T>
+constexpr size_t block_size(int dim) {
+  return SCALES<T> / sizeof(T) + size_t(KEY_BLOCK) * dim;
+}
+
+// Where the block of a position begins. If it is in 8 bits, notes the scale that x will have there,
+// and gives its inverse as the factor; a NaN in x is in the scale.
+template <class T>
+inline T* open_block(T* from, int position, int dim, const float* x, float& factor) {
+  T* block = from + position / KEY_BLOCK * block_size<T>(dim);
+  factor = 1;
+  if constexpr (SCALES<T> > 0) {
+    vf most = splat(1e-20f), broken = splat(0.0f);
+    for (int d = 0; d < dim; d += W) {
+      vf v = load<vf>(x + d);
+      most = vmax(most, vmax(v, -v));
+      broken += v * splat(0.0f);
+    }
+    float scale = largest(most) / 127.0f;
+    factor = 1.0f / scale;
+    store(block + position % KEY_BLOCK * sizeof(float), scale + sum(broken));
+  }
+  return block;
+}
+
 template <class T>
 inline void store_key(T* keys, int position, int dim, const float* key) {
-  T* to = keys + size_t(position / KEY_BLOCK) * KEY_BLOCK * dim + position % KEY_BLOCK;
-  for (int d = 0; d < dim; d++) to[d * KEY_BLOCK] = narrow_to<T>(key[d]);
+  float factor;
+  T* to = open_block(keys, position, dim, key, factor) + SCALES<T> / sizeof(T) + position % KEY_BLOCK;
+  for (int d = 0; d < dim; d += W) {
+    T lanes[W];
+    narrow(lanes, load<vf>(key + d) * splat(factor));
+    for (int i = 0; i < W; i++) to[(d + i) * KEY_BLOCK] = lanes[i];
+  }
 }
 
 template <class T>
 inline void store_value(T* values, int position, int dim, const float* value) {
-  T* to = values + size_t(position) * dim;
-  for (int d = 0; d < dim; d += W) narrow(to + d, load<vf>(value + d));
+  float factor;
+  T* to = open_block(values, position, dim, value, factor) + SCALES<T> / sizeof(T) + position % KEY_BLOCK * dim;
+  for (int d = 0; d < dim; d += W) narrow(to + d, load<vf>(value + d) * splat(factor));
+}
+
+// The data of a block that will be read soon; its scales are asked for.
+template <class T>
+inline const T* past_scales(const T* block) {
+  prefetch(block, SCALES<T>);
+  return block + SCALES<T> / sizeof(T);
+}
+
+// Multiplies what belongs to the positions of a block by their scales.
+template <class T>
+inline void apply_scales(float* x, const T* block) {
+  if constexpr (SCALES<T> > 0)
+    for (int t = 0; t < KEY_BLOCK; t += W) store(x + t, load<vf>(x + t) * load<vf>(block + t * sizeof(float)));
 }
 
 // Scores of one block of keys, in CHAINS interleaved sums over dim; asks for the block `ahead`.
 template <class T>
-inline void score(const float* query, const T* keys, int dim, float* scores, const T* ahead) {
+inline void score(const float* query, const T* block, int dim, float* scores, const T* ahead) {
   constexpr int PARTS = KEY_BLOCK / W, CHAINS = PARTS == 4 ? 2 : 4;
   vf sums[CHAINS][PARTS] = {};
+  const T* keys = block + SCALES<T> / sizeof(T);
+  ahead = past_scales(ahead);
   for (int d = 0; d < dim; d += CHAINS, keys += CHAINS * KEY_BLOCK, ahead += CHAINS * KEY_BLOCK) {
     prefetch(ahead, CHAINS * KEY_BLOCK * sizeof(T));
     for (int c = 0; c < CHAINS; c++)
@@ -44,6 +96,7 @@ inline void score(const float* query, const T* keys, int dim, float* scores, con
     if constexpr (CHAINS == 4) total += sums[2][part] + sums[3][part];
     store(scores + part * W, total);
   }
+  apply_scales(scores, block);
 }
 
 // Adds N vectors of sum(weights[t] * values[t]) over the first `length` positions of a block, in
@@ -86,9 +139,9 @@ inline void mix_all(const float* weights, const Stream<T>& stream, int column, i
                     float factor, float* out) {
   vf even[N] = {}, odd[N] = {};
   for (int b = 0; b < stream.blocks; b++)
-    mix<N>(weights + b * KEY_BLOCK, stream.values + b * stream.size + column,
+    mix<N>(weights + b * KEY_BLOCK, stream.values + b * stream.size + SCALES<T> / sizeof(T) + column,
            length - b * KEY_BLOCK < KEY_BLOCK ? length - b * KEY_BLOCK : KEY_BLOCK, dim, even, odd,
-           stream.after(stream.blocks + b) + column);
+           past_scales(stream.after(stream.blocks + b)) + column);
   for (int j = 0; j < N; j++) store(out + column + j * W, (even[j] + odd[j]) * splat(factor));
 }
 
@@ -98,7 +151,7 @@ template <class T>
 inline void attend(const float* query, const T* keys, const T* values, const T* next, int length, int dim,
                    float* scores, float* out) {
   int blocks = round_up(length, KEY_BLOCK) / KEY_BLOCK, end = blocks * KEY_BLOCK;
-  Stream<T> stream{keys, values, next, blocks, size_t(KEY_BLOCK) * dim};
+  Stream<T> stream{keys, values, next, blocks, block_size<T>(dim)};
   for (int b = 0; b < blocks; b++)
     score(query, keys + b * stream.size, dim, scores + b * KEY_BLOCK, stream.after(b));
   for (int t = length; t < end; t++) scores[t] = -INFINITY;
@@ -111,6 +164,7 @@ inline void attend(const float* query, const T* keys, const T* values, const T* 
     total += weight;
   }
   float factor = 1.0f / sum(total);
+  for (int b = 0; b < blocks; b++) apply_scales(scores + b * KEY_BLOCK, values + b * stream.size);
   int d = 0;
   for (; d + 4 * W <= dim; d += 4 * W) mix_all<4>(scores, stream, d, length, dim, factor, out);
   for (; d < dim; d += W) mix_all<1>(scores, stream, d, length, dim, factor, out);

@@ -78,7 +78,7 @@ struct Bf16 : StoredBf16 {  // widened on the fly: half the memory traffic, the 
 #endif
 
 struct Scaled {
-  using Cache = bf16;
+  using Cache = int8_t;
   using Sum = vi;
   static constexpr bool SCALED = true;
 };

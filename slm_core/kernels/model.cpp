@@ -246,9 +246,13 @@ class Gpt final : public Model {
     barrier_.wait();
   }
 
+  size_t head_size() const {  // of a slot's keys or values
+    return shape_.cache_positions / KEY_BLOCK * block_size<Cache>(shape_.padded_head_dim());
+  }
+
   Cache* cached(int layer, int which, int slot, int head) const {
     size_t at = ((size_t(layer) * 2 + which) * shape_.cache_slots + slot) * shape_.heads + head;
-    return cache_ + at * shape_.cache_positions * shape_.padded_head_dim();
+    return cache_ + at * head_size();
   }
 
   void attention(const Batch& b, int index) {
@@ -274,7 +278,7 @@ class Gpt final : public Model {
       const float* from = qkv_.get() + size_t(r) * qkv_stride_ + h * dim;
       for (int d = 0; d < padded; d++) query[d] = d < dim ? from[d] * scale : 0.0f;
       const Cache *keys = cached(index, 0, b.slots[r], h), *values = cached(index, 1, b.slots[r], h);
-      const Cache* next = keys + size_t(shape_.cache_positions) * padded;
+      const Cache* next = keys + head_size();
       attend(query, keys, values, next, b.positions[r] + 1, padded, scores, out);
       std::copy(out, out + dim, attended_.get() + size_t(r) * stream_stride_ + h * dim);
     }

@@ -176,6 +176,16 @@ inline vf widen(const bf16* p) {
   return bits<vf>(__builtin_convertvector(load<half>(p), vu) << 16);
 }
 inline vf widen(const float* p) { return load<vf>(p); }
+typedef int8_t vb __attribute__((vector_size(W)));
+inline vf widen(const int8_t* p) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load<__m128i>(p)));
+#elif defined(__AVX2__)
+  return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  return __builtin_convertvector(load<vb>(p), vf);
+#endif
+}
 
 // To bfloat16, nearest, ties to even; a NaN stays one.
 inline bf16 narrow(float x) {
@@ -190,14 +200,7 @@ inline void narrow(bf16* p, vf x) {
   store(p, __builtin_convertvector(kept >> 16, half));
 }
 inline void narrow(float* p, vf x) { store(p, x); }
-
-template <class T>
-inline T narrow_to(float x) {
-  if constexpr (sizeof(T) == 2)
-    return narrow(x);
-  else
-    return x;
-}
+inline void narrow(int8_t* p, vf x) { store(p, __builtin_convertvector(nearest(x), vb)); }
 
 // For the time of a short wait.
 inline void relax() {
