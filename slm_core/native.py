@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,8 @@ from slm_core.sampling import SamplingParams, noise_keys
 
 # See kernels/attention.h.
 _KEY_BLOCK = 16  # positions and head sizes come in these
-_KEY_BYTES: dict[Precision, Callable[[int], int]] = {  # of a position's key or value of a head
-    "fp32": lambda size: 4 * size,
-    "bf16": lambda size: 2 * size,
-    "int8": lambda size: 4 + size,  # a scale first
-}
+# Bytes of each number of a key or value in the cache, and of the scale of a position's.
+_CACHE_BYTES: dict[Precision, tuple[int, int]] = {"fp32": (4, 0), "bf16": (2, 0), "int8": (1, 4)}
 
 # The structs of kernels/model.cpp and kernels/sampling.h.
 _int, _pointer = ctypes.c_int32, ctypes.c_void_p
@@ -90,7 +87,8 @@ class NativeBackend:
         positions = round_up(config.context_length, _KEY_BLOCK)
         head_dim = round_up(config.head_dim, _KEY_BLOCK)
         cached = config.n_layer * 2 * slots * config.n_head * positions
-        pages = untouched_pages(cached * _KEY_BYTES[precision](head_dim))
+        number, scale = _CACHE_BYTES[precision]
+        pages = untouched_pages(cached * (number * head_dim + scale))
         self._cache = (ctypes.c_char * len(pages)).from_buffer(pages)
         names = [f"h.{index}.{name}" for index in range(config.n_layer) for name in _LAYER]
         layers = (_pointer * (2 * len(names)))(

@@ -17,13 +17,14 @@ inline void prefetch(const void* from, int bytes) {
   for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(static_cast<const char*>(from) + i);
 }
 
-// Bytes at the start of a block of 8-bit keys or values: what each position's are multiples of.
+// How many T at the start of a block of 8-bit keys or values hold what each position's are multiples
+// of, in fp32; others have none.
 template <class T>
 constexpr int SCALES = sizeof(T) == 1 ? KEY_BLOCK * int(sizeof(float)) : 0;
 
 template <class T>
 constexpr size_t block_size(int dim) {
-  return SCALES<T> / sizeof(T) + size_t(KEY_BLOCK) * dim;
+  return SCALES<T> + size_t(KEY_BLOCK) * dim;
 }
 
 // Where the block of a position begins. If it is in 8 bits, notes the scale that x will have there,
@@ -49,7 +50,7 @@ inline T* open_block(T* from, int position, int dim, const float* x, float& fact
 template <class T>
 inline void store_key(T* keys, int position, int dim, const float* key) {
   float factor;
-  T* to = open_block(keys, position, dim, key, factor) + SCALES<T> / sizeof(T) + position % KEY_BLOCK;
+  T* to = open_block(keys, position, dim, key, factor) + SCALES<T> + position % KEY_BLOCK;
   for (int d = 0; d < dim; d += W) {
     T lanes[W];
     narrow(lanes, load<vf>(key + d) * splat(factor));
@@ -60,7 +61,7 @@ inline void store_key(T* keys, int position, int dim, const float* key) {
 template <class T>
 inline void store_value(T* values, int position, int dim, const float* value) {
   float factor;
-  T* to = open_block(values, position, dim, value, factor) + SCALES<T> / sizeof(T) + position % KEY_BLOCK * dim;
+  T* to = open_block(values, position, dim, value, factor) + SCALES<T> + position % KEY_BLOCK * dim;
   for (int d = 0; d < dim; d += W) narrow(to + d, load<vf>(value + d) * splat(factor));
 }
 
@@ -68,7 +69,7 @@ inline void store_value(T* values, int position, int dim, const float* value) {
 template <class T>
 inline const T* past_scales(const T* block) {
   prefetch(block, SCALES<T>);
-  return block + SCALES<T> / sizeof(T);
+  return block + SCALES<T>;
 }
 
 // Multiplies what belongs to the positions of a block by their scales.
@@ -83,7 +84,7 @@ template <class T>
 inline void score(const float* query, const T* block, int dim, float* scores, const T* ahead) {
   constexpr int PARTS = KEY_BLOCK / W, CHAINS = PARTS == 4 ? 2 : 4;
   vf sums[CHAINS][PARTS] = {};
-  const T* keys = block + SCALES<T> / sizeof(T);
+  const T* keys = block + SCALES<T>;
   ahead = past_scales(ahead);
   for (int d = 0; d < dim; d += CHAINS, keys += CHAINS * KEY_BLOCK, ahead += CHAINS * KEY_BLOCK) {
     prefetch(ahead, CHAINS * KEY_BLOCK * sizeof(T));
@@ -139,7 +140,7 @@ inline void mix_all(const float* weights, const Stream<T>& stream, int column, i
                     float factor, float* out) {
   vf even[N] = {}, odd[N] = {};
   for (int b = 0; b < stream.blocks; b++)
-    mix<N>(weights + b * KEY_BLOCK, stream.values + b * stream.size + SCALES<T> / sizeof(T) + column,
+    mix<N>(weights + b * KEY_BLOCK, stream.values + b * stream.size + SCALES<T> + column,
            length - b * KEY_BLOCK < KEY_BLOCK ? length - b * KEY_BLOCK : KEY_BLOCK, dim, even, odd,
            past_scales(stream.after(stream.blocks + b)) + column);
   for (int j = 0; j < N; j++) store(out + column + j * W, (even[j] + odd[j]) * splat(factor));

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <new>
+#include <numeric>
 #include <optional>
 
 #include "attention.h"
@@ -172,12 +173,11 @@ class Gpt final : public Model {
   // Which outputs need all their logits, and so come first where the others are screened.
   void arrange(const Batch& b) {
     screened_ = screen_ && screen_->pays() && b.draws && !b.logits;
-    places_.clear();
-    for (int i = 0; i < b.outputs; i++)
-      if (!screened_ || !b.draws[i].candidates()) places_.push_back(i);
-    whole_ = int(places_.size());
-    for (int i = 0; i < b.outputs; i++)
-      if (screened_ && b.draws[i].candidates()) places_.push_back(i);
+    places_.resize(b.outputs);
+    std::iota(places_.begin(), places_.end(), 0);
+    auto rest = std::stable_partition(places_.begin(), places_.end(),
+                                      [&](int i) { return !screened_ || !b.draws[i].candidates(); });
+    whole_ = int(rest - places_.begin());
   }
 
   void reserve_draws(const Batch& b) {

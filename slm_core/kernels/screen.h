@@ -81,7 +81,7 @@ class Shortlist {
     for (int i = 0; i < count_; i++)
       if (!(entries_[i].low < INFINITY)) return false;
     std::nth_element(entries_, entries_ + keep_ - 1, entries_ + count_, [](const Entry& a, const Entry& b) {
-      return a.low != b.low ? a.low > b.low : a.token < b.token;
+      return Candidate{a.low, a.token} < Candidate{b.low, b.token};
     });
     count_ = keep_;
     bound_ = entries_[keep_ - 1].low;
@@ -121,21 +121,21 @@ class Screen {
   // Whether lists are short. Logits one by one take longer than all in one product.
   bool pays() const { return computed_ <= (rows_done_ + 64) * (outputs_ / 32 + 1); }
 
+  // Room for a step. Counts are set last: where memory runs out, what they say is still true.
   void reserve(int rows, int threads) {
-    if (rows > rows_) {
-      hidden_ = allocate<float>(size_t(rows) * inputs_);
-      hidden8_.resize(rows, inputs_);
-      length_.resize(rows);
-      away_.resize(rows);
-      keep_.resize(rows);
-    }
-    if (rows > rows_ || threads > threads_) {
-      rows_ = std::max(rows, rows_);
-      threads_ = std::max(threads, threads_);
-      lists_.resize(size_t(threads_) * rows_);
-      merged_.resize(threads_);
-      for (auto& mine : merged_) mine.reserve(threads_ * Shortlist::ROOM);
-    }
+    if (rows <= rows_ && threads <= threads_) return;
+    rows = std::max(rows, rows_);
+    threads = std::max(threads, threads_);
+    hidden_ = allocate<float>(size_t(rows) * inputs_);
+    hidden8_.resize(rows, inputs_);
+    length_.resize(rows);
+    away_.resize(rows);
+    keep_.resize(rows);
+    lists_.resize(size_t(threads) * rows);
+    merged_.resize(threads);
+    for (auto& mine : merged_) mine.reserve(threads * Shortlist::ROOM);
+    rows_ = rows;
+    threads_ = threads;
   }
 
   // A row, which reads as zero up to a multiple of W, of whose logits the best `keep` are wanted.
