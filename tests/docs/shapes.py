@@ -41,7 +41,7 @@ class Shapes:
             self._compare_text(shown, real)
 
     def _compare_text(self, shown: str, real: str) -> None:
-        parts = map(re.escape, re.split(" ?… ?", _without_space(self.translate(shown))))
+        parts = map(re.escape, _without_space(self.translate(shown)).split("…"))
         if not re.fullmatch(".*".join(parts), _without_space(real), re.DOTALL):
             raise Mismatch(f"shown:\n{shown}\ncame:\n{real}")
 
