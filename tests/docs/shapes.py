@@ -1,6 +1,7 @@
 """Whether an answer looks as a page shows it: what its fields are, not its texts and numbers.
 
-In what a page shows as `text`, and at the end of `http` and JSON lines, `…` stands for anything.
+In what a page shows as `text`, and at the end of `http` and JSON lines, `…` stands for anything,
+on a line of its own also for no line.
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ class Shapes:
             self._compare_text(shown, real)
 
     def _compare_text(self, shown: str, real: str) -> None:
-        parts = map(re.escape, _without_space(self.translate(shown)).split("…"))
-        if not re.fullmatch(".*".join(parts), _without_space(real), re.DOTALL):
+        pattern = "".join(
+            r"(?:.*\n)?" if line == "…" else ".*".join(map(re.escape, line.split("…"))) + r"\n"
+            for line in _without_space(self.translate(shown)).splitlines()
+        )
+        if not re.fullmatch(pattern, _without_space(real) + "\n", re.DOTALL):
             raise Mismatch(f"shown:\n{shown}\ncame:\n{real}")
 
     def _compare_http(self, shown: str, real: str) -> None:
