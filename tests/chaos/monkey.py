@@ -1,5 +1,5 @@
 """The seeded monkey: which faults come when is known before it begins; then it does them, some at
-the same time."""
+the same time. What happens to a worker happens while it has work, if it soon has any."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.chaos.stack import Member, Stack
 
 _MANY = 150  # jobs of a flood, more than may wait
 _HOURS = 3600
+_PATIENCE = 8.0  # seconds until a worker has work; a killed one is back before
 
 
 class Kind(StrEnum):
@@ -138,6 +139,8 @@ class Monkey:
         if fault.role:
             member = self._stack.of(fault.role)[fault.number]
             with member.busy:
+                if fault.role == "worker":
+                    self._wait_for_work(member)
                 self._say(str(fault))
                 self._harm(member, fault)
         else:
@@ -150,6 +153,11 @@ class Monkey:
                 case _:
                     self._harm_redis(fault)
         self.done[fault.trouble or fault.kind] += 1
+
+    def _wait_for_work(self, member: Member) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline and not self._stack.holds_work(member):
+            time.sleep(0.002)
 
     def _harm(self, member: Member, fault: Fault) -> None:
         match fault.kind:

@@ -19,12 +19,14 @@ import redis
 
 from slm_client import Client
 from slm_client.redis_server import RedisServer, free_port
+from slm_jobs import keys
 from tests.chaos.clock import SkewedClocks
 from tests.chaos.network import Link, Network
 from tests.e2e.service import until
 
 ROOT = Path(__file__).parents[2]
 MODEL = "tiny"
+_REDIS_SECONDS = 10.0  # that an answer may take, longer than it is ever stopped
 CALLBACK_SECONDS = 1.0  # that an attempt may take; 40 s later a dead process's claims lapse
 
 
@@ -129,7 +131,9 @@ class Stack:
 
     def redis(self) -> redis.Redis:
         """A connection of one's own, past the networks."""
-        return redis.Redis.from_url(self.redis_server.url, decode_responses=True)
+        return redis.Redis.from_url(
+            self.redis_server.url, decode_responses=True, socket_timeout=_REDIS_SECONDS
+        )
 
     def of(self, role: str) -> list[Member]:
         return [member for member in self.members if member.role == role]
@@ -140,6 +144,21 @@ class Stack:
 
     def client(self, key: str, url: str, patience: float = 180.0) -> Client:
         return Client(url, key, timeout=10, retry_for=patience)
+
+    def holds_work(self, member: Member) -> bool:
+        """Whether a worker runs a job or a row. Not known, so false, while Redis is away."""
+        assert member.process
+        try:
+            with self.redis() as store, store.pipeline(transaction=False) as pipe:
+                for work in store.zrange(keys.LEASES, 0, -1):
+                    name, _, row = work.partition(":")
+                    if row:
+                        pipe.hget(f"{keys.LEASED}{name}", row)
+                    else:
+                        pipe.hget(f"{keys.JOB}{name}", "worker")
+                return any(f"-{member.process.pid}-" in (held or "") for held in pipe.execute())
+        except redis.RedisError:
+            return False
 
     def workers_alive(self) -> int:
         try:
