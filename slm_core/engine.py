@@ -258,13 +258,11 @@ class Engine:
             raise RuntimeError(f"{what} needs an idle engine; add() and step() share one")
 
     def _append(self, tokens: list[int]) -> list[Event]:
-        events = []
-        for sequence, token in zip(self._scheduler.live, tokens, strict=True):
-            length = len(sequence.token_ids)
-            sequence.append(token, self.tokenizer)
-            if len(sequence.token_ids) > length:
-                events.append(Event(sequence.id, token=token))
-        return events
+        return [
+            Event(sequence.id, token)
+            for sequence, token in zip(self._scheduler.live, tokens, strict=True)
+            if sequence.append(token, self.tokenizer)
+        ]
 
     def _release(self) -> list[Event]:
         finished, moves = self._scheduler.release()

@@ -37,7 +37,7 @@ class Completion:
     usage: Usage
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Sequence:
     """One continuation in progress.
 
@@ -62,19 +62,23 @@ class Sequence:
     def ended(self) -> bool:
         return self.finish_reason is not None or self.error is not None
 
-    def append(self, token: int, tokenizer: Tokenizer) -> None:
-        """Takes the next token; sets `finish_reason`, or `error`, if it ends the sequence."""
+    def append(self, token: int, tokenizer: Tokenizer) -> bool:
+        """Takes the next token; sets `finish_reason`, or `error`, if it ends the sequence.
+
+        Returns whether the token is part of the text.
+        """
         if token == BROKEN:
             self.error = "the model's logits are not finite numbers"
-            return
+            return False
         if token == tokenizer.eos_id and not self.params.ignore_eos:
             self.finish_reason = "stop"
-            return
+            return False
         self.token_ids.append(token)
         if self.params.stop and self._reached_stop(token, tokenizer):
             self.finish_reason = "stop"
         elif len(self.token_ids) == self.params.max_tokens:
             self.finish_reason = "length"
+        return True
 
     def _reached_stop(self, token: int, tokenizer: Tokenizer) -> bool:
         self._decoder = self._decoder or tokenizer.stream()

@@ -35,15 +35,8 @@ class Tokenizer:
 
     def __init__(self) -> None:
         self._encoding = _gpt2()
-
-    @property
-    def vocab_size(self) -> int:
-        return self._encoding.n_vocab
-
-    @property
-    def eos_id(self) -> int:
-        """Id of `<|endoftext|>`, which ends every training document."""
-        return self._encoding.eot_token
+        self.vocab_size = self._encoding.n_vocab
+        self.eos_id = self._encoding.eot_token  # of `<|endoftext|>`, which ends every document
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Unpaired surrogates become U+FFFD, as tiktoken does."""

@@ -17,6 +17,10 @@ constexpr int ROWS = REGISTERS == 32 ? 8 : 4;      // of a tile; its sums fill t
 constexpr int ALIGNMENT = 64;
 constexpr int BLOCK_BYTES = 512 * 1024;            // of inputs that stay in the second-level cache
 
+// R rows of a panel.
+template <int R>
+using Tile = vf[R][VECTORS];
+
 template <class T>
 using Buffer = std::unique_ptr<T[], void (*)(void*)>;
 
@@ -228,8 +232,8 @@ class Linear {
     for (int panel = 0; panel < panels_; panel++) pack(panel, weight, bias);
   }
 
-  // Calls use(row, column, v) with VECTORS vectors of y for every row and panel. To be called by
-  // all threads of a team, which share the work; who has no more leaves.
+  // Calls use(row, column, tile) for every Tile of y, which begins there. To be called by all threads
+  // of a team, which share the work; who has no more leaves.
   template <class Use>
   void apply(const Inputs<Kind>& x, int rows, int threads, Use use) const {
     if (!rows) return;
@@ -271,6 +275,9 @@ class Linear {
   template <int R, class Use>
   void tile(const Inputs<Kind>& x, int row, int panel, Ahead ahead, Use& use) const {
     typename Kind::Sum acc[R][VECTORS] = {};
+    if constexpr (Kind::SCALED)
+      for (int r = 0; r < R; r++)
+        for (int j = 0; j < VECTORS; j++) acc[r][j] -= splat(x.offset[row + r]);
     const typename Kind::Input* from = x.data.get() + size_t(row) * x.stride;
     const typename Kind::Weight* w = weights_.get() + panel * panel_size_;
     for (int g = 0; g < groups_; g++, from += Kind::GROUP, w += COLS * Kind::GROUP) {
@@ -287,20 +294,20 @@ class Linear {
     }
     const float *scale = scales_.get() + panel * COLS, *bias = bias_.get() + panel * COLS;
     const float* sums = sums_.get() + panel * COLS;
+    Tile<R> y;
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      vf y[VECTORS];
       for (int j = 0; j < VECTORS; j++) {
         if constexpr (Kind::SCALED) {
-          vf exact = __builtin_convertvector(acc[r][j] - splat(x.offset[row + r]), vf);
+          vf exact = __builtin_convertvector(acc[r][j], vf);
           vf level = madd(splat(x.middle[row + r]), load<vf>(sums + j * W), load<vf>(bias + j * W));
-          y[j] = madd(exact * load<vf>(scale + j * W), splat(x.scale[row + r]), level);
+          y[r][j] = madd(exact * load<vf>(scale + j * W), splat(x.scale[row + r]), level);
         } else {
-          y[j] = acc[r][j] + load<vf>(bias + j * W);
+          y[r][j] = acc[r][j] + load<vf>(bias + j * W);
         }
       }
-      use(row + r, panel * COLS, y);
     }
+    use(row, panel * COLS, y);
   }
 
   void pack(int panel, const float* weight, const float* bias) {

@@ -170,14 +170,16 @@ class Gpt final : public Model {
     if (b.draws) reserve_draws(b);
   }
 
-  // Which outputs need all their logits, and so come first where the others are screened.
+  // Outputs that need all their logits come first, then those whose best are collected as the whole
+  // head goes by, or else are found by a screen.
   void arrange(const Batch& b) {
     screened_ = screen_ && screen_->pays() && b.draws && !b.logits;
     places_.resize(b.outputs);
     std::iota(places_.begin(), places_.end(), 0);
     auto rest = std::stable_partition(places_.begin(), places_.end(),
-                                      [&](int i) { return !screened_ || !b.draws[i].candidates(); });
-    whole_ = int(rest - places_.begin());
+                                      [&](int i) { return b.logits || !b.draws[i].candidates(); });
+    full_ = int(rest - places_.begin());
+    whole_ = screened_ ? full_ : b.outputs;
   }
 
   void reserve_draws(const Batch& b) {
@@ -189,9 +191,9 @@ class Gpt final : public Model {
     for (auto& mine : best_) mine.reserve(wide ? std::max(candidates, size_t(shape_.vocab)) : candidates);
     if (screened_) return screen_->reserve(b.outputs, b.threads);
     collectors_.resize(std::max(collectors_.size(), size_t(b.threads) * b.outputs));
-    for (int i = 0; i < b.outputs; i++)
-      if (int keep = b.draws[i].candidates())
-        for (int t = 0; t < b.threads; t++) collectors_[size_t(t) * b.outputs + i].start(keep);
+    for (int place = 0; place < b.outputs; place++)
+      for (int t = 0; t < b.threads; t++)
+        collectors_[size_t(t) * b.outputs + place].start(b.draws[places_[place]].candidates());
   }
 
   float* scratch() { return scratch_[omp_get_thread_num()].data(); }
@@ -211,22 +213,30 @@ class Gpt final : public Model {
 
   void block(const Batch& b, const Layer& layer, int index) {
     normalise(b, layer.norm_1);
-    layer.qkv.apply(narrow_, b.rows, b.threads, [&](int r, int column, const vf(&y)[VECTORS]) {
-      for (int j = 0; j < VECTORS; j++) store(qkv_.get() + size_t(r) * qkv_stride_ + column + j * W, y[j]);
-    });
+    layer.qkv.apply(narrow_, b.rows, b.threads, into(qkv_, qkv_stride_, [](float* to, vf y) { store(to, y); }));
     barrier_.wait();
     attention(b, index);
     add(layer.project, narrow_, b);
     normalise(b, layer.norm_2);
-    layer.expand.apply(narrow_, b.rows, b.threads, [&](int r, int column, const vf(&y)[VECTORS]) {
-      for (int j = 0; j < VECTORS; j++)
-        store(inner_.get() + size_t(r) * inner_stride_ + column + j * W, gelu(y[j]));
-    });
+    layer.expand.apply(narrow_, b.rows, b.threads,
+                       into(inner_, inner_stride_, [](float* to, vf y) { store(to, gelu(y)); }));
     barrier_.wait();
 #pragma omp for schedule(static) nowait
     for (int r = 0; r < b.rows; r++) wide_.encode(r, inner_.get() + size_t(r) * inner_stride_);
     barrier_.wait();
     add(layer.contract, wide_, b);
+  }
+
+  // What calls put(to, y) for every vector of a tile, with its place in rows of `stride` floats.
+  template <class Put>
+  static auto into(Buffer<float>& rows, int stride, Put put) {
+    return [=, first = rows.get()](int row, int column, const auto& tile) {
+      float* to = first + size_t(row) * stride + column;
+      for (const auto& y : tile) {
+        for (int j = 0; j < VECTORS; j++) put(to + j * W, y[j]);
+        to += stride;
+      }
+    };
   }
 
   void normalise(const Batch& b, const Norm& norm) {
@@ -239,10 +249,8 @@ class Gpt final : public Model {
   }
 
   void add(const Linear<Kind>& linear, const Inputs<Kind>& x, const Batch& b) {
-    linear.apply(x, b.rows, b.threads, [&](int r, int column, const vf(&y)[VECTORS]) {
-      float* to = stream_.get() + size_t(r) * stream_stride_ + column;
-      for (int j = 0; j < VECTORS; j++) store(to + j * W, load<vf>(to + j * W) + y[j]);
-    });
+    linear.apply(x, b.rows, b.threads,
+                 into(stream_, stream_stride_, [](float* to, vf y) { store(to, load<vf>(to) + y); }));
     barrier_.wait();
   }
 
@@ -299,17 +307,19 @@ class Gpt final : public Model {
         screen_->start(place - whole_, scratch(), b.draws[i].candidates());
     }
     barrier_.wait();
-    int vocab = shape_.vocab;
-    Collector* mine = collectors_.data() + size_t(omp_get_thread_num()) * b.outputs;
-    head_.apply(last_, whole_, b.threads, [&](int place, int column, const vf(&y)[VECTORS]) {
-      int i = places_[place];
-      float* full = b.logits ? b.logits + size_t(i) * vocab : wide_logits(i);
-      if (full) {
-        float row[COLS];
-        for (int j = 0; j < VECTORS; j++) store(row + j * W, y[j]);
-        std::copy(row, row + std::min(COLS, vocab - column), full + column);
+    int vocab = shape_.vocab, full = full_;
+    bool collects = b.draws && !screened_;
+    Collector* mine = collects ? &collectors_[size_t(omp_get_thread_num()) * b.outputs] : nullptr;
+    head_.apply(last_, whole_, b.threads, [&](int place, int column, const auto& tile) {
+      for (const auto& y : tile) {
+        if (place < full) {
+          float row[COLS];
+          for (int j = 0; j < VECTORS; j++) store(row + j * W, y[j]);
+          std::copy(row, row + std::min(COLS, vocab - column), logits(b, places_[place]) + column);
+        }
+        if (mine) mine[place].offer(y, column, vocab);
+        place++;
       }
-      if (b.draws && b.draws[i].candidates()) mine[i].offer(y, column, vocab);
     });
     if (!b.draws) return;
     if (screened_) screen_->apply(b.outputs - whole_, b.threads);
@@ -318,8 +328,10 @@ class Gpt final : public Model {
     for (int place = 0; place < b.outputs; place++) draw(b, place);
   }
 
-  float* wide_logits(int i) {
-    return wide_rows_[i] < 0 ? nullptr : wide_logits_.data() + size_t(wide_rows_[i]) * shape_.vocab;
+  // All of an output that needs them.
+  float* logits(const Batch& b, int i) {
+    if (b.logits) return b.logits + size_t(i) * shape_.vocab;
+    return &wide_logits_[size_t(wide_rows_[i]) * shape_.vocab];
   }
 
   void draw(const Batch& b, int place) {
@@ -333,13 +345,13 @@ class Gpt final : public Model {
     } else if (d.candidates()) {
       bool broken = false;
       for (int t = 0; t < b.threads; t++) {
-        const Collector& c = collectors_[size_t(t) * b.outputs + i];
+        Collector& c = collectors_[size_t(t) * b.outputs + place];
         c.drain_into(best);
         broken |= c.broken();
       }
       d.token = broken ? BROKEN : draw_from(d, best);
     } else {
-      d.token = draw_wide(d, b.logits ? b.logits + size_t(i) * shape_.vocab : wide_logits(i), shape_.vocab, best);
+      d.token = draw_wide(d, logits(b, i), shape_.vocab, best);
     }
     d.step++;
   }
@@ -357,10 +369,11 @@ class Gpt final : public Model {
   Buffer<float> stream_{nullptr, free}, qkv_{nullptr, free}, attended_{nullptr, free}, inner_{nullptr, free};
   Inputs<Kind> narrow_, wide_, last_;
   Barrier barrier_;
-  std::vector<Collector> collectors_;  // [thread][output]
+  std::vector<Collector> collectors_;  // [thread][place]
   std::vector<std::vector<Candidate>> best_;
   std::vector<std::vector<float>> scratch_;
   std::vector<int> places_;  // outputs, in the order of their rows in last_, then of screen_'s
+  int full_ = 0;             // of them whose logits are all kept
   int whole_ = 0;            // of them that are in last_
   bool screened_ = false;
   std::vector<int> wide_rows_;

@@ -37,55 +37,111 @@ struct Candidate {
   }
 };
 
-// The best `keep` of a stream of logits: all that reach the worst of the best so far are taken
-// down, and sorted out when there is no more room.
+// The best `keep` of a stream of logits, and some more: all that reach a bound, which rises to about
+// the worst of the best so far whenever there is no more room. With `keep` 0 takes none.
 class Collector {
  public:
+  static constexpr int ROOM = 2 * CANDIDATES;
+
   void start(int keep) {
     keep_ = keep;
     count_ = 0;
-    bound_ = -INFINITY;
+    bound_ = keep ? -INFINITY : INFINITY;
     broken_ = false;
   }
 
   template <int N>
   void offer(const vf (&v)[N], int first_token, int vocab) {
-    uint64_t mask = 0;
-    for (int j = 0; j < N; j++) mask |= uint64_t(reaches(v[j], splat(bound_))) << (j * W);
-    if (mask) take(v, mask, first_token, vocab);
+    uint32_t any = 0;
+    for (int j = 0; j < N; j++) any |= reaches(v[j], splat(bound_));
+    if (any) take(v, first_token, vocab);
   }
 
-  static constexpr int ROOM = 4 * CANDIDATES;
-
   bool broken() const { return broken_; }
-  void drain_into(std::vector<Candidate>& to) const { to.insert(to.end(), best_, best_ + count_); }
+
+  void drain_into(std::vector<Candidate>& to) {
+    raise_bound();
+    for (int i = 0; i < count_; i++) to.push_back({logits_[i], tokens_[i]});
+  }
 
  private:
   template <int N>
-  __attribute__((noinline)) void take(const vf (&v)[N], uint64_t mask, int first_token, int vocab) {
+  __attribute__((noinline)) void take(const vf (&v)[N], int first_token, int vocab) {
     if (broken_) return;
-    if (count_ + N * W > ROOM) shrink();
-    float logits[N * W];
-    for (int j = 0; j < N; j++) store(logits + j * W, v[j]);
-    for (; mask; mask &= mask - 1) {
-      int i = __builtin_ctzll(mask);
-      if (first_token + i >= vocab) break;
-      if ((broken_ = !(logits[i] < INFINITY))) return;
-      best_[count_++] = {logits[i], first_token + i};
+    if (count_ + N * W > ROOM) make_room(N * W);
+    for (int j = 0; j < N; j++, first_token += W) {
+      uint32_t mask = reaches(v[j], splat(bound_));
+      if (first_token + W > vocab) mask &= (1u << std::max(0, vocab - first_token)) - 1;
+      if ((broken_ = mask & reaches(v[j], splat(INFINITY)))) return;
+      squeeze(logits_ + count_, v[j], mask);
+      count_ += squeeze(tokens_ + count_, lane_numbers() + splat(first_token), mask);
     }
   }
 
-  void shrink() {
-    if (count_ <= keep_) return;
-    std::nth_element(best_, best_ + keep_ - 1, best_ + count_);
-    count_ = keep_;
-    bound_ = best_[keep_ - 1].logit;
+  void make_room(int wanted) {
+    raise_bound();
+    if (count_ + wanted > ROOM) sort_out();
   }
 
-  int keep_ = 1, count_ = 0;
+  // To where not many more than `keep` reach it, by halving the range that it is in.
+  void raise_bound() {
+    if (count_ <= enough()) return;
+    for (int t = count_; t % W; t++) logits_[t] = -INFINITY;
+    vf least = load<vf>(logits_), most = least;
+    for (int t = 0; t < count_; t += W) {
+      vf v = load<vf>(logits_ + t);
+      most = vmax(most, v);
+      if (t + W <= count_) least = vmin(least, v);
+    }
+    float low = std::max(bound_, -largest(-least)), high = largest(most);
+    for (int round = 0, reaching = count_; round < HALVINGS && reaching > enough(); round++) {
+      float middle = low / 2 + high / 2;
+      int n = count_of(middle);
+      if (n >= keep_)
+        low = middle, reaching = n;
+      else
+        high = middle;
+    }
+    bound_ = low;
+    int kept = 0;
+    for (int t = 0; t < count_; t += W) {
+      uint32_t mask = reaches(load<vf>(logits_ + t), splat(low));
+      if (t + W > count_) mask &= (1u << (count_ - t)) - 1;
+      squeeze(logits_ + kept, load<vf>(logits_ + t), mask);
+      kept += squeeze(tokens_ + kept, load<vi>(tokens_ + t), mask);
+    }
+    count_ = kept;
+  }
+
+  // How many of the logits, which are filled up with -inf to whole vectors, are not below `bound`.
+  int count_of(float bound) const {
+    vi counts = splat(0);
+    for (int t = 0; t < count_; t += W) counts -= load<vf>(logits_ + t) >= splat(bound);
+    int32_t lanes[W], all = 0;
+    store(lanes, counts);
+    for (int32_t lane : lanes) all += lane;
+    return all;
+  }
+
+  // Leaves exactly `keep`: many are equal.
+  void sort_out() {
+    Candidate all[ROOM];
+    for (int i = 0; i < count_; i++) all[i] = {logits_[i], tokens_[i]};
+    std::nth_element(all, all + keep_ - 1, all + count_);
+    count_ = keep_;
+    for (int i = 0; i < count_; i++) logits_[i] = all[i].logit, tokens_[i] = all[i].token;
+    bound_ = all[keep_ - 1].logit;
+  }
+
+  int enough() const { return keep_ + 8; }
+
+  static constexpr int HALVINGS = 16;
+
   float bound_ = 0;
+  int keep_ = 1, count_ = 0;
   bool broken_ = false;
-  Candidate best_[ROOM];
+  float logits_[ROOM + W];  // what is squeezed in may write W more
+  int32_t tokens_[ROOM + W];
 };
 
 inline uint64_t mix64(uint64_t z) {  // SplitMix64's finaliser
@@ -175,12 +231,10 @@ inline size_t nucleus(const Draw& draw, const Race& race, std::vector<Candidate>
 inline int32_t draw_from(const Draw& draw, std::vector<Candidate>& from) {
   if (from.empty()) return BROKEN;
   size_t keep = draw.temperature == 0 ? 1 : draw.top_k ? std::min(from.size(), size_t(draw.top_k)) : from.size();
-  if (keep <= CANDIDATES) {  // sorted: which thread found which of them must not matter to a sum
-    std::partial_sort(from.begin(), from.begin() + keep, from.end());
-  } else if (keep < from.size()) {
-    std::nth_element(from.begin(), from.begin() + keep, from.end());
-  }
+  if (keep < from.size()) std::nth_element(from.begin(), from.begin() + keep, from.end());
   from.resize(keep);
+  // which thread found which of them must not matter to a sum
+  if (keep <= CANDIDATES && draw.top_p < 1) std::sort(from.begin(), from.end());
   auto best_first = [&] { std::iter_swap(from.begin(), std::min_element(from.begin(), from.end())); };
   best_first();
   if (from[0].logit == -INFINITY) return BROKEN;

@@ -159,13 +159,16 @@ class Screen {
   // Makes the lists of rows 0 ... To be called by all threads of a team, which share the work.
   void apply(int rows, int threads) {
     Shortlist* mine = lists_.data() + size_t(omp_get_thread_num()) * rows_;
-    head_.apply(hidden8_, rows, threads, [&](int row, int column, const vf(&y)[VECTORS]) {
-      vf error[VECTORS];
-      for (int j = 0; j < VECTORS; j++) {
-        vf lost = load<vf>(lost_.get() + column + j * W), kept = load<vf>(kept_.get() + column + j * W);
-        error[j] = madd(splat(length_[row]), lost, splat(away_[row]) * kept);
+    head_.apply(hidden8_, rows, threads, [&](int row, int column, const auto& tile) {
+      for (const auto& y : tile) {
+        vf error[VECTORS];
+        for (int j = 0; j < VECTORS; j++) {
+          vf lost = load<vf>(lost_.get() + column + j * W), kept = load<vf>(kept_.get() + column + j * W);
+          error[j] = madd(splat(length_[row]), lost, splat(away_[row]) * kept);
+        }
+        mine[row].offer(y, error, column, outputs_, [this, row](Entry* e, int count) { exact(row, e, count); });
+        row++;
       }
-      mine[row].offer(y, error, column, outputs_, [this, row](Entry* e, int count) { exact(row, e, count); });
     });
   }
 

@@ -103,27 +103,39 @@ inline float madd(float a, float b, float c) {
 inline vf vmax(vf a, vf b) { return a > b ? a : b; }
 inline vf vmin(vf a, vf b) { return a < b ? a : b; }
 
-// The first `count` lanes of v, then zeros.
-inline vf head(vf v, int count) {
+inline vi lane_numbers() {
   vi lane;
   for (int i = 0; i < W; i++) lane[i] = i;
-  return lane < splat(count) ? v : splat(0.0f);
+  return lane;
 }
 
-// Sums and maxima over lanes, always in the same order.
-inline float sum(vf v) {
+// The first `count` lanes of v, then zeros.
+inline vf head(vf v, int count) { return lane_numbers() < splat(count) ? v : splat(0.0f); }
+
+// Sums and maxima over lanes, always in the same order: halves, then quarters, ...
+template <class Combine>
+inline float fold(vf v, Combine combine) {
   float lanes[W];
   store(lanes, v);
   for (int half = W / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    for (int i = 0; i < half; i++) lanes[i] = combine(lanes[i], lanes[i + half]);
   return lanes[0];
 }
 
+inline float sum(vf v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  return fold(v, [](float a, float b) { return a + b; });
+#endif
+}
+
 inline float largest(vf v) {
-  float lanes[W], best = -INFINITY;
-  store(lanes, v);
-  for (float lane : lanes) best = lane > best ? lane : best;
-  return best;
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  return fold(v, [](float a, float b) { return a > b ? a : b; });
+#endif
 }
 
 // A bit for each lane that is not below the bound; a NaN never is.
@@ -142,6 +154,21 @@ inline uint32_t reaches(vf v, vf bound) {
 #endif
 }
 
+// The lanes that the mask names, side by side, and then anything up to W; returns how many they are.
+template <class V>
+inline int squeeze(void* to, V v, uint32_t mask) {
+#if defined(__AVX512F__)
+  store(to, _mm512_maskz_compress_epi32(mask, (__m512i)v));
+#else
+  float lanes[W];
+  store(lanes, v);
+  char* at = static_cast<char*>(to);
+  for (uint32_t left = mask; left; left &= left - 1, at += sizeof(float))
+    memcpy(at, lanes + __builtin_ctz(left), sizeof(float));
+#endif
+  return __builtin_popcount(mask);
+}
+
 // Nearest integer, ties to even, of |x| < 2^22, as the low bits of a float's mantissa.
 constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23
 
@@ -149,7 +176,7 @@ inline vi nearest(vf x) { return bits<vi>(x + splat(ROUNDER)) - splat(0x4B400000
 
 // e^x to 2e-7, for x clamped to [-87, 88] (Cephes' polynomial); NaN of NaN.
 inline vf vexp(vf unclamped) {
-  vf x = vmin(vmax(unclamped, splat(-87.0f)), splat(88.0f));
+  vf x = vmin(splat(88.0f), vmax(splat(-87.0f), unclamped));  // of a NaN either gives the second
   vf shifted = madd(x, splat(1.44269504f), splat(ROUNDER));
   vf n = shifted - splat(ROUNDER);
   vf r = madd(n, splat(-0.693359375f), x);
@@ -162,13 +189,23 @@ inline vf vexp(vf unclamped) {
   p = madd(p, r, splat(5.0000001201e-1f));
   p = madd(p, r * r, r + splat(1.0f));
   vi exponent = (bits<vi>(shifted) << 23) + splat(0x3f800000);
-  return unclamped == unclamped ? p * bits<vf>(exponent) : unclamped;
+  return p * bits<vf>(exponent);
+}
+
+// 1 / x for 1 <= x <= 2^126, to 2 units in the last place.
+inline vf reciprocal(vf x) {
+#if defined(__AVX512F__)
+  vf guess = (vf)_mm512_rcp14_ps((__m512)x);  // and one step of Newton's method
+  return madd(madd(-x, guess, splat(1.0f)), guess, guess);
+#else
+  return splat(1.0f) / x;
+#endif
 }
 
 // tanh-GELU (Hendrycks & Gimpel, 2016) as x * sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
 inline vf gelu(vf x) {
   vf minus_2u = x * madd(x * x, splat(-2 * 0.7978845608f * 0.044715f), splat(-2 * 0.7978845608f));
-  return x / (splat(1.0f) + vexp(minus_2u));
+  return x * reciprocal(splat(1.0f) + vexp(minus_2u));
 }
 
 inline vf widen(const bf16* p) {
