@@ -21,7 +21,7 @@ from slm_core.model import GPT
 from slm_core.sampling import BLOCK
 
 ROW_BUCKET = 8  # with fewer rows, matrix products take other paths and round differently
-_PROMPT_BUCKET = 16
+_PROMPT_BUCKET, _LONG_PROMPT_BUCKET = 16, 64
 
 
 class Decoder:
@@ -54,8 +54,8 @@ class Decoder:
 
     def prompt_bucket(self, length: int) -> int:
         """Padded length of a prompt of `length` tokens."""
-        fine = round_up(length, _PROMPT_BUCKET)
-        return fine if fine <= POSITION_BUCKET else round_up(length, POSITION_BUCKET)
+        fine, coarse = round_up(length, _PROMPT_BUCKET), round_up(length, _LONG_PROMPT_BUCKET)
+        return fine if fine <= _LONG_PROMPT_BUCKET else min(coarse, self.cache.positions)
 
     def prefill(self, prompts: list[list[int]], first_slot: int) -> Tensor:
         """Fills slots `first_slot` ... with `prompts`, all of one `prompt_bucket`.
@@ -162,4 +162,8 @@ class _Layer:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Plain attention. Unlike fused kernels it rounds a row the same at every padded length."""
-    return torch.softmax(q @ k.transpose(-1, -2) + mask, dim=-1) @ v
+    if q.shape[2] == 1:  # a product that reads the keys in the order in which they lie
+        scores = (k @ q.transpose(-1, -2)).transpose(-1, -2)
+    else:
+        scores = q @ k.transpose(-1, -2)
+    return torch.softmax(scores + mask, dim=-1) @ v

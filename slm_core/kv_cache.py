@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slm_core.config import GPTConfig
 
-POSITION_BUCKET = 64
+POSITION_BUCKET = 32  # at 16 products round differently from those of other lengths
 HEAD_DIM_BUCKET = 16
 
 
