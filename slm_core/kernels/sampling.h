@@ -86,14 +86,14 @@ class Collector {
   // To where not many more than `keep` reach it, by halving the range that it is in.
   void raise_bound() {
     if (count_ <= enough()) return;
-    for (int t = count_; t % W; t++) logits_[t] = -INFINITY;
-    vf least = load<vf>(logits_), most = least;
+    vf least = splat(INFINITY), most = splat(-INFINITY);
+    fill_up(logits_[0]);
     for (int t = 0; t < count_; t += W) {
-      vf v = load<vf>(logits_ + t);
-      most = vmax(most, v);
-      if (t + W <= count_) least = vmin(least, v);
+      least = vmin(least, load<vf>(logits_ + t));
+      most = vmax(most, load<vf>(logits_ + t));
     }
-    float low = std::max(bound_, -largest(-least)), high = largest(most);
+    fill_up(-INFINITY);
+    float low = -largest(-least), high = largest(most);
     for (int round = 0, reaching = count_; round < HALVINGS && reaching > enough(); round++) {
       float middle = low / 2 + high / 2;
       int n = count_of(middle);
@@ -113,7 +113,12 @@ class Collector {
     count_ = kept;
   }
 
-  // How many of the logits, which are filled up with -inf to whole vectors, are not below `bound`.
+  // To whole vectors.
+  void fill_up(float logit) {
+    for (int t = count_; t % W; t++) logits_[t] = logit;
+  }
+
+  // How many of the logits, which are filled up with -inf, are not below `bound`.
   int count_of(float bound) const {
     vi counts = splat(0);
     for (int t = 0; t < count_; t += W) counts -= load<vf>(logits_ + t) >= splat(bound);
@@ -133,7 +138,7 @@ class Collector {
     bound_ = all[keep_ - 1].logit;
   }
 
-  int enough() const { return keep_ + 8; }
+  int enough() const { return keep_ + 8; }  // fewer would take more halvings
 
   static constexpr int HALVINGS = 16;
 

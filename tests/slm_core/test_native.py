@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slm_core import GPT, Engine, GPTConfig, SamplingParams, kernels
@@ -183,6 +183,37 @@ def test_who_needs_few_logits_draws_as_from_all(
         wrong = torch.tensor(drawn) != sampler.draw(logits, 0)
         assert not (wrong & clear).any()
         rows = [[*ids, token] for ids, token in zip(rows, drawn, strict=True)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    precision=st.sampled_from(PRECISIONS),
+    vocab=st.integers(1, 400),
+    top_k=st.integers(1, 64),
+    order=st.sampled_from(["falling", "rising", "random"]),
+    seed=st.integers(0, 999),
+)
+@example(precision="int8", vocab=61, top_k=50, order="falling", seed=0)
+def test_no_candidate_is_lost(
+    variant: str, precision: Precision, vocab: int, top_k: int, order: str, seed: int
+) -> None:
+    """In whatever order they come: with all equally likely, each is drawn at some time."""
+    logits = torch.linspace(1, 0, vocab) if order != "rising" else torch.linspace(0, 1, vocab)
+    if order == "random":
+        logits = logits[torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))]
+    config = GPTConfig(n_layer=1, n_head=1, n_embd=16, context_length=8, vocab_size=vocab)
+    model = random_model(config)
+    with torch.no_grad():
+        model.ln_f.weight.zero_()
+        model.ln_f.bias.fill_(1)
+        model.wte.weight.copy_(logits[:, None].expand(-1, 16))
+    backend = NativeBackend(model, 1024, precision, variant)
+    hot = [SamplingParams(temperature=1e6, top_k=top_k, seed=1024 * seed + i) for i in range(1024)]
+    with torch_threads(1):
+        drawn = set(backend.step(0, [([0], params) for params in hot]))
+    best = set(backend.logits([0])[0].argsort(descending=True, stable=True)[:top_k].tolist())
+    assert drawn == best
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
