@@ -275,7 +275,7 @@ class Linear {
   template <int R, class Use>
   void tile(const Inputs<Kind>& x, int row, int panel, Ahead ahead, Use& use) const {
     typename Kind::Sum acc[R][VECTORS] = {};
-    if constexpr (Kind::SCALED)
+    if constexpr (Kind::SCALED)  // takes back what OFFSET adds
       for (int r = 0; r < R; r++)
         for (int j = 0; j < VECTORS; j++) acc[r][j] -= splat(x.offset[row + r]);
     const typename Kind::Input* from = x.data.get() + size_t(row) * x.stride;

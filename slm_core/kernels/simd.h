@@ -192,7 +192,7 @@ inline vf vexp(vf unclamped) {
   return p * bits<vf>(exponent);
 }
 
-// 1 / x for 1 <= x <= 2^126, to 2 units in the last place.
+// 1 / x for x >= 1, to 2 units in the last place; where it is no normal number it may be 0.
 inline vf reciprocal(vf x) {
 #if defined(__AVX512F__)
   vf guess = (vf)_mm512_rcp14_ps((__m512)x);  // and one step of Newton's method
