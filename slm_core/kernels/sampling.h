@@ -70,7 +70,8 @@ class Collector {
     if (broken_) return;
     if (count_ + N * W > ROOM) make_room(N * W);
     for (int j = 0; j < N; j++, first_token += W) {
-      uint32_t mask = reaches(v[j], splat(bound_)) & first_lanes(vocab - first_token);
+      uint32_t mask = reaches(v[j], splat(bound_));
+      if (first_token + W > vocab) mask &= (1u << std::max(0, vocab - first_token)) - 1;
       if ((broken_ = mask & reaches(v[j], splat(INFINITY)))) return;
       squeeze(logits_ + count_, v[j], mask);
       count_ += squeeze(tokens_ + count_, lane_numbers() + splat(first_token), mask);
@@ -104,7 +105,8 @@ class Collector {
     bound_ = low;
     int kept = 0;
     for (int t = 0; t < count_; t += W) {
-      uint32_t mask = reaches(load<vf>(logits_ + t), splat(low)) & first_lanes(count_ - t);
+      uint32_t mask = reaches(load<vf>(logits_ + t), splat(low));
+      if (t + W > count_) mask &= (1u << (count_ - t)) - 1;
       squeeze(logits_ + kept, load<vf>(logits_ + t), mask);
       kept += squeeze(tokens_ + kept, load<vi>(tokens_ + t), mask);
     }
@@ -118,9 +120,12 @@ class Collector {
 
   // How many of the logits, which are filled up with -inf, are not below `bound`.
   int count_of(float bound) const {
-    int n = 0;
-    for (int t = 0; t < count_; t += W) n += __builtin_popcount(reaches(load<vf>(logits_ + t), splat(bound)));
-    return n;
+    vi counts = splat(0);
+    for (int t = 0; t < count_; t += W) counts -= load<vf>(logits_ + t) >= splat(bound);
+    int32_t lanes[W], all = 0;
+    store(lanes, counts);
+    for (int32_t lane : lanes) all += lane;
+    return all;
   }
 
   // Leaves exactly `keep`: many are equal.

@@ -154,9 +154,6 @@ inline uint32_t reaches(vf v, vf bound) {
 #endif
 }
 
-// A bit for each of the first `count` lanes.
-inline uint32_t first_lanes(int count) { return count >= W ? ~0u : count > 0 ? (1u << count) - 1 : 0; }
-
 // The lanes that the mask names, side by side, and then anything up to W; returns how many they are.
 template <class V>
 inline int squeeze(void* to, V v, uint32_t mask) {
